@@ -1,0 +1,256 @@
+//! One end of the control socket: packets of JSON with descriptors.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+    sendmsg, socketpair,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Largest message in bytes. A configuration is a few hundred.
+const MAX_MESSAGE: usize = 64 * 1024;
+
+/// Most descriptors of one packet (the kernel's own limit, `SCM_MAX_FD`, is 253).
+const MAX_FDS: usize = 64;
+
+/// One end of the control socket.
+///
+/// Sending and receiving take `&self`: packets are atomic, so a reader and a writer may share it.
+/// Whether a call waits is the descriptor's own mode ([`Channel::set_nonblocking`]).
+#[derive(Debug)]
+pub struct Channel {
+    socket: OwnedFd,
+}
+
+/// Why a message could not be sent.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// More descriptors than a packet takes, or a message too large.
+    #[error(
+        "message of {bytes} bytes and {fds} descriptors exceeds {MAX_MESSAGE} bytes or {MAX_FDS} descriptors"
+    )]
+    TooLarge {
+        /// Length of the encoded message.
+        bytes: usize,
+        /// Number of descriptors given.
+        fds: usize,
+    },
+    /// The message has no JSON form.
+    #[error("encode a control message")]
+    Encode(#[source] serde_json::Error),
+    /// The socket refused it; `BrokenPipe` when the peer is gone.
+    #[error("send on the control socket")]
+    Socket(#[source] io::Error),
+}
+
+/// Why no message could be received.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// The peer closed its end.
+    #[error("control socket closed by its peer")]
+    Closed,
+    /// The packet or its descriptors did not fit and were cut.
+    #[error("control message exceeds {MAX_MESSAGE} bytes or {MAX_FDS} descriptors")]
+    TooLarge,
+    /// The packet is not a message of this protocol: the two programs are of different builds.
+    #[error("decode a control message; are hull-vmm and the shim of one build?")]
+    Decode(#[source] serde_json::Error),
+    /// The socket failed; `WouldBlock` when it is non-blocking and nothing waits.
+    #[error("receive on the control socket")]
+    Socket(#[source] io::Error),
+}
+
+impl ReceiveError {
+    /// Whether the call found nothing to receive on a non-blocking socket.
+    #[must_use]
+    pub fn would_block(&self) -> bool {
+        matches!(self, Self::Socket(e) if e.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+impl Channel {
+    /// Makes both ends. They are closed on exec; the one to inherit must be told otherwise.
+    ///
+    /// # Errors
+    /// As `socketpair(2)`.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        Ok((Self { socket: ours }, Self { socket: theirs }))
+    }
+
+    /// Makes receiving and sending return `WouldBlock` instead of waiting.
+    ///
+    /// # Errors
+    /// As `ioctl(2)` with `FIONBIO`.
+    pub fn set_nonblocking(&self) -> io::Result<()> {
+        rustix::io::ioctl_fionbio(&self.socket, true)?;
+        Ok(())
+    }
+
+    /// Sends one message with the descriptors that belong to it, which stay open here.
+    ///
+    /// # Errors
+    /// See [`SendError`]. A message is sent whole or not at all.
+    pub fn send(&self, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> Result<(), SendError> {
+        let bytes = serde_json::to_vec(message).map_err(SendError::Encode)?;
+        if bytes.len() > MAX_MESSAGE || fds.len() > MAX_FDS {
+            return Err(SendError::TooLarge {
+                bytes: bytes.len(),
+                fds: fds.len(),
+            });
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            let fits = ancillary.push(SendAncillaryMessage::ScmRights(fds));
+            debug_assert!(fits, "the space holds MAX_FDS descriptors");
+        }
+        let iov = [IoSlice::new(&bytes)];
+        loop {
+            match sendmsg(&self.socket, &iov, &mut ancillary, SendFlags::NOSIGNAL) {
+                Ok(_) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(SendError::Socket(e.into())),
+            }
+        }
+    }
+
+    /// Receives one message and its descriptors, which are closed on exec.
+    ///
+    /// # Errors
+    /// See [`ReceiveError`]. Descriptors of a refused packet are closed.
+    pub fn receive<T: DeserializeOwned>(&self) -> Result<(T, Vec<OwnedFd>), ReceiveError> {
+        let mut bytes = vec![0; MAX_MESSAGE];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received = loop {
+            let mut iov = [IoSliceMut::new(&mut bytes)];
+            match recvmsg(
+                &self.socket,
+                &mut iov,
+                &mut ancillary,
+                RecvFlags::CMSG_CLOEXEC,
+            ) {
+                Ok(received) => break received,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::CONNRESET) => return Err(ReceiveError::Closed),
+                Err(e) => return Err(ReceiveError::Socket(e.into())),
+            }
+        };
+        let fds: Vec<OwnedFd> = ancillary
+            .drain()
+            .filter_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        if received.bytes == 0 {
+            return Err(ReceiveError::Closed);
+        }
+        if received
+            .flags
+            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+        {
+            return Err(ReceiveError::TooLarge);
+        }
+        let message =
+            serde_json::from_slice(&bytes[..received.bytes]).map_err(ReceiveError::Decode)?;
+        Ok((message, fds))
+    }
+}
+
+impl From<OwnedFd> for Channel {
+    /// Takes over an end that was inherited; it must be a `SOCK_SEQPACKET` socket.
+    fn from(socket: OwnedFd) -> Self {
+        Self { socket }
+    }
+}
+
+impl From<Channel> for OwnedFd {
+    fn from(channel: Channel) -> Self {
+        channel.socket
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl std::os::fd::AsRawFd for Channel {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::{Event, Request};
+
+    #[test]
+    fn a_message_arrives_with_its_descriptor() {
+        let (shim, vmm) = Channel::pair().unwrap();
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        vmm.send(&Event::Dialled { port: 7 }, &[theirs.as_fd()])
+            .unwrap();
+        drop(theirs);
+
+        let (event, fds): (Event, _) = shim.receive().unwrap();
+        assert_eq!(event, Event::Dialled { port: 7 });
+        let mut peer = UnixStream::from(fds.into_iter().next().unwrap());
+        peer.write_all(b"tide").unwrap();
+        drop(peer);
+        let mut text = String::new();
+        ours.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "tide");
+    }
+
+    #[test]
+    fn a_closed_peer_is_told_apart_from_an_empty_queue() {
+        let (shim, vmm) = Channel::pair().unwrap();
+        shim.set_nonblocking().unwrap();
+        assert!(shim.receive::<Event>().unwrap_err().would_block());
+        drop(vmm);
+        assert!(matches!(shim.receive::<Event>(), Err(ReceiveError::Closed)));
+        assert!(matches!(
+            shim.send(&Request::Stop, &[]),
+            Err(SendError::Socket(_))
+        ));
+    }
+
+    #[test]
+    fn a_packet_of_another_protocol_is_refused() {
+        let (shim, vmm) = Channel::pair().unwrap();
+        shim.send(&"hello", &[]).unwrap();
+        assert!(matches!(
+            vmm.receive::<Request>(),
+            Err(ReceiveError::Decode(_))
+        ));
+    }
+
+    #[test]
+    fn more_descriptors_than_a_packet_takes_are_refused_before_sending() {
+        let (shim, _vmm) = Channel::pair().unwrap();
+        let fds = vec![shim.as_fd(); MAX_FDS + 1];
+        assert!(matches!(
+            shim.send(&Request::Stop, &fds),
+            Err(SendError::TooLarge { .. })
+        ));
+    }
+}

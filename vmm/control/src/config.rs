@@ -1,0 +1,306 @@
+//! The description of one virtual machine, generic over how a file is named.
+//!
+//! Each side works with `VmConfig<OwnedFd>`; on the wire it is `VmConfig<FdIndex>`, where an index
+//! names a descriptor of the same packet. [`VmConfig::detach`] and [`VmConfig::attach`] convert, so
+//! no caller ever counts descriptors.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Position of a descriptor among those that came with the packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FdIndex(usize);
+
+/// Everything `hull-vmm` needs to build one virtual machine.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmConfig<F> {
+    /// `/dev/kvm`, opened for reading and writing.
+    pub kvm: F,
+    /// Uncompressed kernel: an ELF with a PVH note on x86_64, an `Image` on aarch64.
+    pub kernel: F,
+    /// Initial RAM file system, loaded as the kernel's only module.
+    pub initrd: Option<F>,
+    /// Appended to the kernel command line that the VMM composes from the devices.
+    pub cmdline: String,
+    /// Virtual CPUs, at least one.
+    pub vcpus: u8,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// Where the guest's serial console goes. Without it the guest has no console at all.
+    pub serial: Option<F>,
+    /// Disks in the order of the guest's `/dev/vda`, `/dev/vdb`, …
+    pub disks: Vec<Disk<F>>,
+    /// Network interfaces in the order of the guest's `eth0`, `eth1`, …
+    pub nics: Vec<Nic<F>>,
+    /// Directories shared by a vhost-user file-system daemon.
+    pub shares: Vec<Share<F>>,
+}
+
+/// A raw disk. The format is never guessed (GHSA-jmr4-g2hv-mjj6: a guest that writes a qcow2 header
+/// into a probed raw disk reads any file of the host).
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk<F> {
+    /// The regular file or block device; its size at boot is the disk's capacity.
+    pub file: F,
+    /// Enforced by the device, whatever the descriptor would allow.
+    pub read_only: bool,
+    /// What the guest sees in `/sys/block/vd?/serial`; at most 20 bytes (virtio 1.3 §5.2.6.1).
+    pub serial: String,
+}
+
+/// A network interface backed by a tap.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nic<F> {
+    /// A descriptor of `/dev/net/tun`, attached with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
+    pub tap: F,
+    /// The guest's hardware address.
+    pub mac: MacAddress,
+    /// The guest's MTU in bytes.
+    pub mtu: u16,
+}
+
+/// A directory shared with the guest through a vhost-user file-system daemon.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share<F> {
+    /// A connected stream socket that speaks vhost-user, the daemon being the back end.
+    pub daemon: F,
+    /// The name under which the guest mounts it; at most 36 bytes (virtio 1.3 §5.11.4).
+    pub tag: String,
+}
+
+/// An Ethernet address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct MacAddress(pub [u8; 6]);
+
+/// Why a configuration and the descriptors that came with it do not fit together.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DescriptorError {
+    /// An index points past the descriptors of the packet, or two point at the same one.
+    #[error("descriptor {index} is missing or used twice among the {received} received")]
+    Unusable {
+        /// The index that could not be served.
+        index: usize,
+        /// How many descriptors the packet carried.
+        received: usize,
+    },
+}
+
+impl VmConfig<OwnedFd> {
+    /// Splits the configuration into its wire form and the descriptors that travel with it.
+    #[must_use]
+    pub fn detach(self) -> (VmConfig<FdIndex>, Vec<OwnedFd>) {
+        let mut fds = Vec::new();
+        let wire: Result<_, std::convert::Infallible> = self.try_map(&mut |fd| {
+            fds.push(fd);
+            Ok(FdIndex(fds.len() - 1))
+        });
+        let Ok(wire) = wire;
+        (wire, fds)
+    }
+}
+
+impl VmConfig<FdIndex> {
+    /// Joins a received configuration with the descriptors of its packet.
+    ///
+    /// # Errors
+    /// When an index is out of range or used twice. Descriptors nobody asked for are closed.
+    pub fn attach(self, fds: Vec<OwnedFd>) -> Result<VmConfig<OwnedFd>, DescriptorError> {
+        let received = fds.len();
+        let mut fds: Vec<Option<OwnedFd>> = fds.into_iter().map(Some).collect();
+        self.try_map(&mut |FdIndex(index)| {
+            fds.get_mut(index)
+                .and_then(Option::take)
+                .ok_or(DescriptorError::Unusable { index, received })
+        })
+    }
+}
+
+impl<F> VmConfig<F> {
+    /// Replaces every file by what `convert` makes of it, in the order of the fields.
+    fn try_map<G, E>(self, convert: &mut impl FnMut(F) -> Result<G, E>) -> Result<VmConfig<G>, E> {
+        Ok(VmConfig {
+            kvm: convert(self.kvm)?,
+            kernel: convert(self.kernel)?,
+            initrd: self.initrd.map(&mut *convert).transpose()?,
+            cmdline: self.cmdline,
+            vcpus: self.vcpus,
+            memory_mib: self.memory_mib,
+            serial: self.serial.map(&mut *convert).transpose()?,
+            disks: (self.disks.into_iter())
+                .map(
+                    |Disk {
+                         file,
+                         read_only,
+                         serial,
+                     }| {
+                        Ok(Disk {
+                            file: convert(file)?,
+                            read_only,
+                            serial,
+                        })
+                    },
+                )
+                .collect::<Result<_, E>>()?,
+            nics: (self.nics.into_iter())
+                .map(|Nic { tap, mac, mtu }| {
+                    Ok(Nic {
+                        tap: convert(tap)?,
+                        mac,
+                        mtu,
+                    })
+                })
+                .collect::<Result<_, E>>()?,
+            shares: (self.shares.into_iter())
+                .map(|Share { daemon, tag }| {
+                    Ok(Share {
+                        daemon: convert(daemon)?,
+                        tag,
+                    })
+                })
+                .collect::<Result<_, E>>()?,
+        })
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A text that is not six two-digit hexadecimal numbers joined by colons.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no Ethernet address such as 02:00:00:00:00:01")]
+pub struct MacAddressError(String);
+
+impl FromStr for MacAddress {
+    type Err = MacAddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bytes: Option<Vec<u8>> = text
+            .split(':')
+            .map(|part| {
+                if part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()) {
+                    u8::from_str_radix(part, 16).ok()
+                } else {
+                    None
+                }
+            })
+            .collect();
+        bytes
+            .and_then(|bytes| bytes.try_into().ok())
+            .map(Self)
+            .ok_or_else(|| MacAddressError(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for MacAddress {
+    type Error = MacAddressError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<MacAddress> for String {
+    fn from(mac: MacAddress) -> Self {
+        mac.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(file: impl Fn() -> OwnedFd) -> VmConfig<OwnedFd> {
+        VmConfig {
+            kvm: file(),
+            kernel: file(),
+            initrd: None,
+            cmdline: "quiet".into(),
+            vcpus: 1,
+            memory_mib: 128,
+            serial: Some(file()),
+            disks: vec![Disk {
+                file: file(),
+                read_only: true,
+                serial: "guest".into(),
+            }],
+            nics: vec![],
+            shares: vec![Share {
+                daemon: file(),
+                tag: "hull".into(),
+            }],
+        }
+    }
+
+    fn null() -> OwnedFd {
+        std::fs::File::open("/dev/null").unwrap().into()
+    }
+
+    #[test]
+    fn a_configuration_survives_the_wire_with_its_descriptors_in_place() {
+        let (wire, fds) = config(null).detach();
+        assert_eq!(fds.len(), 5);
+
+        let text = serde_json::to_string(&wire).unwrap();
+        let back: VmConfig<FdIndex> = serde_json::from_str(&text).unwrap();
+        assert_eq!(back, wire);
+
+        let attached = back.attach(fds).unwrap();
+        assert!(attached.serial.is_some());
+        assert_eq!(attached.disks[0].serial, "guest");
+    }
+
+    #[test]
+    fn a_missing_descriptor_is_refused() {
+        let (wire, mut fds) = config(null).detach();
+        fds.pop();
+        assert_eq!(
+            wire.attach(fds).unwrap_err(),
+            DescriptorError::Unusable {
+                index: 4,
+                received: 4
+            }
+        );
+    }
+
+    #[test]
+    fn a_descriptor_named_twice_is_refused() {
+        let (mut wire, fds) = config(null).detach();
+        wire.kernel = wire.kvm;
+        assert_eq!(
+            wire.attach(fds).unwrap_err(),
+            DescriptorError::Unusable {
+                index: 0,
+                received: 5
+            }
+        );
+    }
+
+    #[test]
+    fn an_ethernet_address_reads_back_as_it_was_written() {
+        let mac: MacAddress = "02:42:ac:11:00:0a".parse().unwrap();
+        assert_eq!(mac.to_string(), "02:42:ac:11:00:0a");
+        for bad in [
+            "",
+            "02:42:ac:11:00",
+            "02:42:ac:11:00:0a:00",
+            "2:42:ac:11:00:0a",
+            "+2:42:ac:11:00:0a",
+        ] {
+            assert!(bad.parse::<MacAddress>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The messages of the control socket.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{FdIndex, VmConfig};
+
+/// From the shim to the VMM.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Build the machine and run it. The first message, and sent once.
+    Boot(Box<VmConfig<FdIndex>>),
+    /// Splice the attached stream socket to a listener in the guest. A guest that refuses is seen
+    /// as the socket's end.
+    Connect {
+        /// The guest's vsock port.
+        port: u32,
+    },
+    /// Answer with [`Event::Counters`].
+    Counters,
+    /// End the machine at once.
+    Stop,
+}
+
+/// From the VMM to the shim.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// The vCPUs run.
+    Started,
+    /// The guest connected to the host's `port`; the attached stream socket is its other end.
+    /// Whoever does not want the connection closes it, and the guest sees a reset.
+    Dialled {
+        /// The host's vsock port, as the guest named it.
+        port: u32,
+    },
+    /// The answer to [`Request::Counters`].
+    Counters(Counters),
+    /// The machine is over; nothing follows.
+    Exited {
+        /// What ended it.
+        reason: ExitReason,
+        /// The counters' last state.
+        counters: Counters,
+    },
+}
+
+/// What ended a virtual machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitReason {
+    /// [`Request::Stop`].
+    Stopped,
+    /// The guest reset the machine. A kernel panic looks the same: its last act is a reset.
+    Reset,
+    /// The guest's CPU could not even deliver a double fault (`KVM_EXIT_SHUTDOWN`).
+    TripleFault,
+    /// The machine could not be built or could not go on; the text says why, cause by cause.
+    Failed(String),
+}
+
+impl fmt::Display for ExitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stopped => f.write_str("stopped by the shim"),
+            Self::Reset => f.write_str("reset by the guest"),
+            Self::TripleFault => f.write_str("triple fault in the guest"),
+            Self::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+/// Counts of one machine's life so far. They only grow.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// vCPU exits to the VMM for port I/O.
+    pub exits_io: u64,
+    /// vCPU exits to the VMM for memory-mapped I/O.
+    pub exits_mmio: u64,
+    /// All other vCPU exits to the VMM (signals, halts, shutdown).
+    pub exits_other: u64,
+    /// Queue notifications served by the event loop.
+    pub notifications: u64,
+    /// Microseconds from the boot request until the vCPUs ran.
+    pub boot_to_run_us: u64,
+    /// Microseconds from the boot request until the guest's first vsock connection: with Hull's
+    /// guest image, until the agent was up. Zero before that.
+    pub boot_to_dial_us: u64,
+}
