@@ -1,0 +1,76 @@
+//! The guest's physical address space.
+//!
+//! ```text
+//! 0x0000_0000   RAM; start information and command line in its first megabyte
+//! 0x000f_0000   MP table, where firmware would be
+//! 0x0010_0000   RAM with the kernel, up to 3.25 GiB
+//! 0xd000_0000   virtio devices, 4 KiB each
+//! 0xfec0_0000   IOAPIC, local APICs at 0xfee0_0000 (KVM)
+//! 0xfffb_c000   identity map, task state segment (KVM on older Intel processors)
+//! 0x1_0000_0000 the rest of RAM
+//! ```
+
+use vm_memory::GuestAddress;
+
+/// Registers of the virtio devices.
+pub const DEVICE_BASE: u64 = 0xd000_0000;
+
+/// Interrupts of the virtio devices: the IOAPIC's inputs after the old PC devices'.
+pub const FIRST_DEVICE_GSI: u32 = 5;
+/// The IOAPIC's last input.
+pub const LAST_DEVICE_GSI: u32 = 23;
+
+/// `struct hvm_start_info`.
+pub(super) const START_INFO: u64 = 0x6000;
+/// Its memory map.
+pub(super) const MEMORY_MAP: u64 = 0x7000;
+/// Its module list.
+pub(super) const MODULES: u64 = 0x7f00;
+/// The command line.
+pub(super) const CMDLINE: u64 = 0x2_0000;
+/// Room for it, with its end.
+pub(super) const CMDLINE_LEN: usize = 0x1_0000;
+/// End of the memory below the old PC's hole.
+pub(super) const LOW_RAM_END: u64 = 0x9_fc00;
+/// Where the guest's kernel looks for the MP table.
+pub(super) const MP_TABLE: u64 = 0xf_0000;
+/// Memory above the hole.
+pub(super) const HIGH_RAM: u64 = 0x10_0000;
+
+pub(super) const IDENTITY_MAP: u64 = 0xfffb_c000;
+pub(super) const TSS: usize = 0xfffb_d000;
+
+pub(super) const IOAPIC: u32 = 0xfec0_0000;
+pub(super) const LOCAL_APIC: u32 = 0xfee0_0000;
+
+const GAP_START: u64 = DEVICE_BASE;
+const GAP_END: u64 = 1 << 32;
+
+/// The ranges that `bytes` of RAM lie at: below the gap, and above 4 GiB what has no room there.
+#[must_use]
+pub fn ram_ranges(bytes: u64) -> Vec<(GuestAddress, usize)> {
+    let usize_of = |bytes| usize::try_from(bytes).expect("64-bit host");
+    if bytes <= GAP_START {
+        vec![(GuestAddress(0), usize_of(bytes))]
+    } else {
+        let low = (GuestAddress(0), usize_of(GAP_START));
+        vec![low, (GuestAddress(GAP_END), usize_of(bytes - GAP_START))]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_leaves_the_gap_free_and_none_is_lost() {
+        for bytes in [1 << 20, GAP_START, GAP_START + 4096, 64 << 30] {
+            let ranges = ram_ranges(bytes);
+            assert_eq!(ranges.iter().map(|&(_, length)| length as u64).sum::<u64>(), bytes);
+            for (address, length) in ranges {
+                let end = address.0 + length as u64;
+                assert!(end <= GAP_START || address.0 >= GAP_END);
+            }
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! The serial console, an 8250 at COM1, for output only and only when asked for.
+//!
+//! Threat: a guest that floods it. Each byte is written to the descriptor at once and none is kept;
+//! who reads slowly slows the guest down.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use vm_superio::serial::NoEvents;
+use vm_superio::{Serial as Uart, Trigger};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Interrupt of COM1.
+pub const COM1_GSI: u32 = 4;
+
+/// The console.
+pub struct Serial {
+    uart: Uart<Line, NoEvents, File>,
+}
+
+struct Line(EventFd);
+
+impl Trigger for Line {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+impl Serial {
+    /// A console that prints to `output` and interrupts by `line`.
+    #[must_use]
+    pub fn new(output: OwnedFd, line: EventFd) -> Self {
+        Self { uart: Uart::new(Line(line), output.into()) }
+    }
+
+    /// Reads a register, 0 to 7.
+    pub fn read(&mut self, register: u16) -> u8 {
+        self.uart.read(u8::try_from(register).unwrap_or(u8::MAX))
+    }
+
+    /// Writes a register, 0 to 7.
+    pub fn write(&mut self, register: u16, value: u8) {
+        // Output that cannot be written is lost: a closed console must not stop the guest.
+        let _ = self.uart.write(u8::try_from(register).unwrap_or(u8::MAX), value);
+    }
+}

@@ -1,0 +1,14 @@
+//! Hull's virtual machine monitor: one process, one virtual machine.
+//!
+//! `main.rs` is the program; [`machine`] is where it all comes together (docs/vmm.md).
+
+pub mod arch;
+pub mod backend;
+pub mod bus;
+pub mod cmdline;
+pub mod kvm;
+pub mod legacy;
+pub mod loader;
+pub mod machine;
+pub mod memory;
+pub mod virtio;

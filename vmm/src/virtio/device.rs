@@ -1,0 +1,98 @@
+//! What a virtio device is to its transport.
+
+use std::os::fd::BorrowedFd;
+
+use crate::virtio::queue::{QueueError, Queues};
+
+/// Device types (virtio 1.3 §5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum DeviceId {
+    /// Network card, §5.1.
+    Net = 1,
+    /// Block device, §5.2.
+    Block = 2,
+    /// Entropy source, §5.4.
+    Entropy = 4,
+    /// Socket device, §5.10.
+    Socket = 19,
+    /// File system device, §5.11.
+    FileSystem = 26,
+}
+
+/// Why a device cannot go on. The transport sets `DEVICE_NEEDS_RESET` (virtio 1.3 §2.1.2): only the
+/// driver's reset helps. A request that merely fails is a status the driver reads, not an error.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The driver broke a queue's rules.
+    #[error("broken queue")]
+    Queue(#[from] QueueError),
+    /// A daemon that serves the device is gone or does not do its part.
+    #[error("{0}")]
+    Backend(String),
+}
+
+/// A virtio device: identity, configuration space and the meaning of its queues.
+///
+/// ```text
+/// reset ──driver writes DRIVER_OK──▶ activate ──▶ serve / serve_backend, any number ──▶ reset …
+/// ```
+/// All calls come from the event loop or, for `activate`, `reset` and the configuration space, from
+/// the vCPU that wrote the register; never two at once.
+pub trait Device: Send {
+    /// The type the driver binds to.
+    fn id(&self) -> DeviceId;
+
+    /// Largest size of each queue in descriptors, a power of two; their number is fixed.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Device-specific feature bits offered. The transport adds `VIRTIO_F_VERSION_1`,
+    /// `VIRTIO_RING_F_EVENT_IDX` and `VIRTIO_RING_F_INDIRECT_DESC`, unless
+    /// [`Device::external_queues`].
+    fn features(&self) -> u64;
+
+    /// Reads the configuration space; bytes past its end are zero (they are when called).
+    fn read_config(&self, offset: usize, data: &mut [u8]);
+
+    /// Writes the configuration space. Few devices have a writable field.
+    fn write_config(&mut self, _offset: usize, _data: &[u8]) {}
+
+    /// The driver is ready (`DRIVER_OK`) and accepted `features`, a subset of those offered.
+    ///
+    /// # Errors
+    /// When the device cannot work; it then needs a reset.
+    fn activate(&mut self, _features: u64, _queues: &mut Queues<'_>) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// The driver reset the device: forget every request and all negotiated state.
+    fn reset(&mut self) {}
+
+    /// The driver made buffers available in queue `index`.
+    ///
+    /// # Errors
+    /// When the driver broke the queue's rules.
+    fn serve(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), DeviceError>;
+
+    /// A descriptor whose readability means work for [`Device::serve_backend`]. A device with
+    /// several hands out an epoll instance of its own. It must be the same descriptor for life.
+    fn backend(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// The backend is ready. Called only while active, level-triggered; the device leaves
+    /// descriptors out of its epoll instance as long as it could not serve them.
+    ///
+    /// # Errors
+    /// When the driver broke a queue's rules.
+    fn serve_backend(&mut self, _queues: &mut Queues<'_>) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// Whether a daemon serves the queues (vhost-user): the event loop then leaves the queues'
+    /// notifications to it, `features` is the whole set it offers, and `InterruptStatus` always
+    /// reads "used buffer", because the daemon raises the line without telling.
+    fn external_queues(&self) -> bool {
+        false
+    }
+}

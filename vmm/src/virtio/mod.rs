@@ -1,0 +1,15 @@
+//! Virtio devices and their transport (virtio 1.3).
+//!
+//! A [`device::Device`] is what the specification's "Device Operation" says; the transport owns
+//! status, features, queues, notifications and interrupts. Devices know neither KVM nor threads.
+
+pub mod blk;
+pub mod device;
+pub mod fs;
+pub mod interrupt;
+pub mod mmio;
+pub mod net;
+pub mod queue;
+pub mod rng;
+pub mod status;
+pub mod vsock;

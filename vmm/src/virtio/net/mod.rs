@@ -1,0 +1,390 @@
+//! virtio-net (virtio 1.3 §5.1): a network card whose other end is a tap.
+//!
+//! One pair of queues. A frame passes through one buffer here, in either direction: it is looked at
+//! where the guest cannot change it any more.
+//!
+//! ```text
+//!  receive: tap ──▶ inbox ──▶ as many of the driver's buffers as it takes
+//!                     └─ too few: the frame stays, the tap rests until the driver adds some
+//!  transmit: chain ──▶ outbox ──▶ header checked ──▶ tap
+//!                                                     └─ full: the chain stays until it is not
+//! ```
+//!
+//! Threat: the driver, and whoever sends to the tap. The driver's headers are checked
+//! ([`header`]), its buffers have to be large enough for one; a frame that no set of its buffers
+//! can hold is dropped, so that it does not block those behind it (CVE-2020-16843 was such a
+//! freeze). Work in one call is bounded in both directions.
+
+mod config;
+mod header;
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::epoll::{self, EventFlags};
+use virtio_queue::QueueT;
+
+use self::config::Config;
+use self::header::Header;
+use crate::backend::tap::{Tap, VNET_HEADER_LEN};
+use crate::memory::Ram;
+use crate::virtio::device::{Device, DeviceError, DeviceId};
+use crate::virtio::queue::{Chain, QueueError, Queues, Writer, reader, writer};
+
+/// virtio 1.3 §5.1.2: `receiveq1` and `transmitq1`.
+const RX: usize = 0;
+const TX: usize = 1;
+const QUEUE_SIZES: [u16; 2] = [256, 256];
+
+/// Frames in one call and direction.
+const BUDGET: usize = 256;
+
+/// Header, Ethernet header, and the 64 KiB that offloads make the largest packet (virtio 1.3
+/// §5.1.6.3.1).
+const MAX_FRAME: usize = VNET_HEADER_LEN + 14 + 65536;
+
+/// Where the number of merged buffers is in the header.
+const NUM_BUFFERS: std::ops::Range<usize> = 10..12;
+
+/// Smallest MTU (virtio 1.3 §5.1.4.2).
+const MIN_MTU: u16 = 68;
+
+const FEATURES: u64 = header::F_CSUM
+    | header::F_GUEST_CSUM
+    | header::F_MTU
+    | header::F_MAC
+    | header::F_GUEST_TSO4
+    | header::F_GUEST_TSO6
+    | header::F_GUEST_ECN
+    | header::F_HOST_TSO4
+    | header::F_HOST_TSO6
+    | header::F_HOST_ECN
+    | header::F_MRG_RXBUF;
+
+/// Why there is no network card.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// virtio 1.3 §5.1.4.2: the MTU is at least 68.
+    #[error("MTU {0} is less than {MIN_MTU}")]
+    Mtu(u16),
+    /// A group's address, or none at all.
+    #[error("{0:02x?} is no address of one network card")]
+    Mac([u8; 6]),
+    /// The host has no descriptor to spare, or the tap cannot be watched.
+    #[error("watch a tap")]
+    Epoll(#[source] io::Error),
+}
+
+/// The network card.
+#[derive(Debug)]
+pub struct Net<T> {
+    tap: T,
+    config: Config,
+    features: u64,
+    epoll: OwnedFd,
+    watched: EventFlags,
+    inbox: Inbox,
+    outbox: Box<[u8]>,
+    transmit: Transmit,
+}
+
+/// The frame that was read last.
+#[derive(Debug)]
+struct Inbox {
+    buffer: Box<[u8]>,
+    state: Receive,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Receive {
+    /// Nothing is held.
+    Empty,
+    /// A frame of that length waits for buffers of the driver.
+    Holding(usize),
+    /// The tap is gone: there will be no more frames.
+    Over,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Transmit {
+    /// The driver is listened to.
+    Ready,
+    /// The tap is full, and is listened to.
+    Blocked,
+}
+
+impl<T: Tap> Net<T> {
+    /// A card with the given hardware address and MTU.
+    ///
+    /// # Errors
+    /// See [`NetError`].
+    pub fn new(tap: T, mac: [u8; 6], mtu: u16) -> Result<Self, NetError> {
+        if mtu < MIN_MTU {
+            return Err(NetError::Mtu(mtu));
+        }
+        if mac[0] & 1 != 0 || mac == [0; 6] {
+            return Err(NetError::Mac(mac));
+        }
+        let watched = EventFlags::IN;
+        let epoll = watch(&tap, watched).map_err(NetError::Epoll)?;
+        Ok(Self {
+            tap,
+            config: Config::new(mac, mtu),
+            features: 0,
+            epoll,
+            watched,
+            inbox: Inbox {
+                buffer: vec![0; MAX_FRAME].into_boxed_slice(),
+                state: Receive::Empty,
+            },
+            outbox: vec![0; MAX_FRAME].into_boxed_slice(),
+            transmit: Transmit::Ready,
+        })
+    }
+
+    /// Moves frames from the tap to the driver.
+    fn receive(&mut self, queues: &mut Queues<'_>) -> Result<(), QueueError> {
+        let received = self.receive_some(queues);
+        self.rewatch();
+        let notified = queues.notify(RX);
+        received.and(notified)
+    }
+
+    fn receive_some(&mut self, queues: &mut Queues<'_>) -> Result<(), QueueError> {
+        // What the budget leaves in the tap is still an event.
+        for _ in 0..BUDGET {
+            let Some(len) = self.next_frame() else {
+                return Ok(());
+            };
+            if !self.deliver(len, queues)? {
+                return Ok(());
+            }
+            self.inbox.state = Receive::Empty;
+        }
+        Ok(())
+    }
+
+    /// The length of the frame in the inbox, read from the tap if there is none.
+    fn next_frame(&mut self) -> Option<usize> {
+        if let Receive::Holding(len) = self.inbox.state {
+            return Some(len);
+        }
+        while self.inbox.state == Receive::Empty {
+            match self.tap.receive(&mut self.inbox.buffer) {
+                // The kernel adds a header to every frame.
+                Ok(len) if len < VNET_HEADER_LEN => {}
+                Ok(len) => {
+                    self.inbox.state = Receive::Holding(len);
+                    return Some(len);
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                // The interface was deleted. Reading again would fail again, forever.
+                Err(_) => self.inbox.state = Receive::Over,
+            }
+        }
+        None
+    }
+
+    /// Gives the driver a frame of `len` bytes. Without enough buffers for it, returns `false` and
+    /// listens for more.
+    fn deliver(&mut self, len: usize, queues: &mut Queues<'_>) -> Result<bool, QueueError> {
+        let merge = self.features & header::F_MRG_RXBUF != 0;
+        let all = queues.rings().get(RX).map_or(0, QueueT::size);
+        let mut buffers = Vec::new();
+        let mut room = 0;
+        while room < len {
+            if buffers.len() >= if merge { usize::from(all) } else { 1 } {
+                // No more buffers can come that would help: the frame is dropped, they stay.
+                put_back(queues, buffers.len());
+                return Ok(true);
+            }
+            let Some(chain) = queues.pop(RX)? else {
+                // Before they are put back: the driver shall tell of what it adds after them.
+                queues.listen(RX)?;
+                put_back(queues, buffers.len());
+                return Ok(false);
+            };
+            let buffer = writer(RX, queues.ram(), &chain)?;
+            let size = buffer.available_bytes();
+            if size < VNET_HEADER_LEN {
+                return Err(QueueError::Chain {
+                    index: RX,
+                    what: "buffer shorter than a header",
+                });
+            }
+            room += size;
+            buffers.push((chain.head_index(), size, buffer));
+        }
+
+        let frame = self.inbox.buffer.get_mut(..len).unwrap_or_default();
+        fill(frame, &mut buffers);
+        let mut left = len;
+        for (head, size, _) in buffers {
+            let written = size.min(left);
+            left -= written;
+            let written = u32::try_from(written).expect("a frame has at most 64 KiB");
+            queues.push(RX, head, written)?;
+        }
+        Ok(true)
+    }
+
+    /// Moves frames from the driver to the tap.
+    fn transmit(&mut self, queues: &mut Queues<'_>) -> Result<(), QueueError> {
+        let transmitted = self.transmit_some(queues);
+        self.rewatch();
+        let notified = queues.notify(TX);
+        transmitted.and(notified)
+    }
+
+    fn transmit_some(&mut self, queues: &mut Queues<'_>) -> Result<(), QueueError> {
+        self.transmit = Transmit::Ready;
+        for _ in 0..BUDGET {
+            let Some(chain) = queues.pop(TX)? else {
+                break;
+            };
+            if self.send(queues.ram(), &chain)? == Transmit::Blocked {
+                self.transmit = Transmit::Blocked;
+                queues.unpop(TX);
+                return Ok(());
+            }
+            queues.push(TX, chain.head_index(), 0)?;
+        }
+        queues.listen(TX)
+    }
+
+    /// Sends a frame, or drops it as any network may.
+    fn send(&mut self, ram: &Ram, chain: &Chain<'_>) -> Result<Transmit, QueueError> {
+        let broken = |what| QueueError::Chain { index: TX, what };
+        let mut source = reader(TX, ram, chain)?;
+        let len = source.available_bytes();
+        if len < VNET_HEADER_LEN {
+            return Err(broken("frame shorter than its header"));
+        }
+        let Some(frame) = self.outbox.get_mut(..len) else {
+            // Larger than any packet: no driver sends it on purpose.
+            return Ok(Transmit::Ready);
+        };
+        (source.read_exact(frame)).map_err(|_| broken("frame shorter than its descriptors"))?;
+        let Some((header, data)) = frame.split_first_chunk() else {
+            return Err(broken("frame shorter than its header"));
+        };
+        if (Header::decode(header).check(self.features, data.len())).is_err() {
+            return Ok(Transmit::Ready);
+        }
+        match self.tap.send(frame) {
+            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(Transmit::Blocked),
+            // Down or gone, or the kernel does not like the frame.
+            Ok(()) | Err(_) => Ok(Transmit::Ready),
+        }
+    }
+
+    /// Brings epoll up to date: the tap is an event only for what can be done about it.
+    fn rewatch(&mut self) {
+        let mut wanted = match self.inbox.state {
+            Receive::Empty => EventFlags::IN,
+            Receive::Holding(_) | Receive::Over => EventFlags::empty(),
+        };
+        if self.transmit == Transmit::Blocked {
+            wanted |= EventFlags::OUT;
+        }
+        if wanted == self.watched {
+            return;
+        }
+        let data = epoll::EventData::new_u64(0);
+        // A tap that is gone reports its error even to those who ask for nothing.
+        let changed = match (self.watched.is_empty(), wanted.is_empty()) {
+            (_, true) => epoll::delete(&self.epoll, &self.tap),
+            (true, false) => epoll::add(&self.epoll, &self.tap, data, wanted),
+            (false, false) => epoll::modify(&self.epoll, &self.tap, data, wanted),
+        };
+        // `add` fails without memory for a watch, and is tried again with the next notification.
+        if changed.is_ok() {
+            self.watched = wanted;
+        }
+    }
+}
+
+fn watch(tap: &impl Tap, flags: EventFlags) -> io::Result<OwnedFd> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    epoll::add(&epoll, tap, epoll::EventData::new_u64(0), flags)?;
+    Ok(epoll)
+}
+
+fn put_back(queues: &mut Queues<'_>, buffers: usize) {
+    for _ in 0..buffers {
+        queues.unpop(RX);
+    }
+}
+
+/// Copies a frame into the buffers, which have room for it, and their number into its header.
+fn fill(frame: &mut [u8], buffers: &mut [(u16, usize, Writer<'_>)]) {
+    let count = u16::try_from(buffers.len()).expect("a queue has at most 32768 buffers");
+    if let Some(field) = frame.get_mut(NUM_BUFFERS) {
+        field.copy_from_slice(&count.to_le_bytes());
+    }
+    let mut rest = &*frame;
+    for (_, size, buffer) in buffers {
+        let (part, tail) = rest.split_at(rest.len().min(*size));
+        (buffer.write_all(part)).expect("a part is no larger than its buffer");
+        rest = tail;
+    }
+}
+
+impl<T: Tap> Device for Net<T> {
+    fn id(&self) -> DeviceId {
+        DeviceId::Net
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        FEATURES
+    }
+
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        self.config.read(offset, data);
+    }
+
+    fn activate(&mut self, features: u64, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
+        self.features = features;
+        (self.tap.set_offloads(header::offloads(features)))
+            .map_err(|e| DeviceError::Backend(format!("set a tap's offloads: {e}")))?;
+        self.receive(queues)?;
+        Ok(self.transmit(queues)?)
+    }
+
+    fn reset(&mut self) {
+        self.features = 0;
+        self.transmit = Transmit::Ready;
+        if self.inbox.state != Receive::Over {
+            self.inbox.state = Receive::Empty;
+        }
+        self.rewatch();
+    }
+
+    fn serve(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
+        if index == RX {
+            self.receive(queues)?;
+        } else if index == TX {
+            self.transmit(queues)?;
+        }
+        Ok(())
+    }
+
+    fn backend(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.epoll.as_fd())
+    }
+
+    fn serve_backend(&mut self, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
+        self.receive(queues)?;
+        if self.transmit == Transmit::Blocked {
+            self.transmit(queues)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
