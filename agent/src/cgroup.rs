@@ -1,0 +1,313 @@
+//! A container's cgroup (Documentation/admin-guide/cgroup-v2.rst).
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::io::Interest;
+
+use crate::sys;
+
+/// Where the hierarchy is mounted.
+pub const ROOT: &str = "/sys/fs/cgroup";
+
+/// The files the shim turns into metrics.
+const STATS: [&str; 12] = [
+    "cpu.stat",
+    "memory.current",
+    "memory.stat",
+    "memory.max",
+    "memory.peak",
+    "memory.swap.current",
+    "memory.swap.max",
+    "memory.events",
+    "pids.current",
+    "pids.max",
+    "io.stat",
+    "pids.events",
+];
+
+/// How long a cgroup may take to freeze or to empty. Only a process in uninterruptible sleep takes
+/// more than a moment.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a cgroup could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// A file of it.
+    #[error("{action} {}", path.display())]
+    File {
+        /// `read`, `write`, …
+        action: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The kernel has not done it in time.
+    #[error("cgroup {} is not {state} after {PATIENCE:?}", path.display())]
+    Timeout {
+        /// Which cgroup.
+        path: PathBuf,
+        /// `frozen`, `thawed` or `empty`.
+        state: &'static str,
+    },
+}
+
+/// One cgroup, by its directory; it need not exist.
+#[derive(Clone, Debug)]
+pub struct Cgroup {
+    directory: PathBuf,
+}
+
+impl Cgroup {
+    /// The cgroup at an absolute path of the hierarchy.
+    pub fn at(path: &Path) -> Self {
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        Self {
+            directory: Path::new(ROOT).join(relative),
+        }
+    }
+
+    /// Processes in it and in the cgroups below, which the container may have made.
+    ///
+    /// # Errors
+    /// `File`.
+    pub fn pids(&self) -> Result<Vec<i32>, CgroupError> {
+        let mut pids = Vec::new();
+        for directory in self.tree()? {
+            let file = directory.join("cgroup.procs");
+            match fs::read_to_string(&file) {
+                Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
+                // Gone since it was listed, or a threaded cgroup, whose processes its parent lists.
+                Err(error) if directory != self.directory => {
+                    log::debug!("{}: {error}", file.display());
+                }
+                Err(source) => return Err(file_error("read", file, source)),
+            }
+        }
+        Ok(pids)
+    }
+
+    /// What its files say, of those that exist.
+    pub fn stats(&self) -> HashMap<String, String> {
+        let files = STATS.iter().filter_map(|name| {
+            let text = fs::read_to_string(self.directory.join(name)).ok()?;
+            Some(((*name).to_owned(), text))
+        });
+        files.collect()
+    }
+
+    /// Sends SIGKILL to every process in it, also to those being forked.
+    ///
+    /// # Errors
+    /// `File`.
+    pub fn kill(&self) -> Result<(), CgroupError> {
+        self.write("cgroup.kill", "1")
+    }
+
+    /// Freezes or thaws it, and returns when that has happened.
+    ///
+    /// # Errors
+    /// `File` and `Timeout`.
+    pub async fn set_frozen(&self, frozen: bool) -> Result<(), CgroupError> {
+        self.write("cgroup.freeze", if frozen { "1" } else { "0" })?;
+        let state = if frozen { "frozen" } else { "thawed" };
+        let wanted = u64::from(frozen);
+        self.until("cgroup.events", state, |events| {
+            value_of(events, "frozen") == Some(wanted)
+        })
+        .await
+    }
+
+    /// Kills what is left in it and removes it with the cgroups below. It may not exist.
+    ///
+    /// # Errors
+    /// `File` and `Timeout`.
+    pub async fn remove(&self) -> Result<(), CgroupError> {
+        if !self.directory.exists() {
+            return Ok(());
+        }
+        self.kill()?;
+        self.until("cgroup.events", "empty", |events| {
+            value_of(events, "populated") == Some(0)
+        })
+        .await?;
+        for directory in self.tree()?.into_iter().rev() {
+            match fs::remove_dir(&directory) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(file_error("remove", directory, source)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Watches for processes that the kernel kills for memory.
+    pub fn oom_watch(&self) -> OomWatch {
+        OomWatch {
+            file: self.directory.join("memory.events"),
+            seen: AtomicU64::new(0),
+        }
+    }
+
+    /// Its directories, parents before children.
+    fn tree(&self) -> Result<Vec<PathBuf>, CgroupError> {
+        let mut directories = vec![self.directory.clone()];
+        let mut next = 0;
+        while let Some(directory) = directories.get(next).cloned() {
+            let entries = match fs::read_dir(&directory) {
+                Ok(entries) => entries,
+                Err(error) if next > 0 && error.kind() == io::ErrorKind::NotFound => {
+                    next += 1;
+                    continue;
+                }
+                Err(source) => return Err(file_error("list", directory, source)),
+            };
+            let entries = entries.flatten();
+            let children = entries.filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()));
+            directories.extend(children.map(|entry| entry.path()));
+            next += 1;
+        }
+        Ok(directories)
+    }
+
+    /// Waits until a file that notifies its readers says what is wanted.
+    async fn until(
+        &self,
+        file: &'static str,
+        state: &'static str,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<(), CgroupError> {
+        let path = self.directory.join(file);
+        let changed = wait_for(&path, wanted);
+        match tokio::time::timeout(PATIENCE, changed).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(source)) => Err(file_error("watch", path, source)),
+            Err(_) => Err(CgroupError::Timeout {
+                path: self.directory.clone(),
+                state,
+            }),
+        }
+    }
+
+    fn write(&self, file: &'static str, value: &str) -> Result<(), CgroupError> {
+        let path = self.directory.join(file);
+        fs::write(&path, value).map_err(|source| file_error("write", path, source))
+    }
+}
+
+/// Counts the processes of one cgroup that the kernel killed for memory.
+#[derive(Debug)]
+pub struct OomWatch {
+    file: PathBuf,
+    /// Kills that have been told. One thread uses it, so every ordering will do.
+    seen: AtomicU64,
+}
+
+impl OomWatch {
+    /// Whether there were kills since this was last asked.
+    pub fn new_kills(&self) -> bool {
+        fs::read_to_string(&self.file).is_ok_and(|events| self.are_new(&events))
+    }
+
+    /// Completes when there are kills that nobody has been told of.
+    ///
+    /// # Errors
+    /// What reading or watching the file says, e.g. `ENODEV` once the cgroup is removed.
+    pub async fn killed(&self) -> io::Result<()> {
+        wait_for(&self.file, |events| self.are_new(events)).await
+    }
+
+    fn are_new(&self, events: &str) -> bool {
+        let kills = value_of(events, "oom_kill").unwrap_or(0);
+        self.seen.swap(kills, Ordering::Relaxed) < kills
+    }
+}
+
+/// Reads a cgroup file again each time the kernel says that it has changed (it polls as POLLPRI).
+async fn wait_for(path: &Path, wanted: impl Fn(&str) -> bool) -> io::Result<()> {
+    let file = sys::watch(OwnedFd::from(File::open(path)?), Interest::PRIORITY)?;
+    let mut buffer = [0; 4096];
+    loop {
+        // The kernel compares with the last read (kernfs_fop_poll), so nothing is missed between
+        // this read and the wait.
+        let count = rustix::io::pread(file.get_ref(), &mut buffer, 0)?;
+        if wanted(&String::from_utf8_lossy(&buffer[..count])) {
+            return Ok(());
+        }
+        file.ready(Interest::PRIORITY).await?.clear_ready();
+    }
+}
+
+/// The number in the line `key number` of a flat keyed file.
+fn value_of(text: &str, key: &str) -> Option<u64> {
+    let mut pairs = text.lines().filter_map(|line| line.split_once(' '));
+    pairs.find_map(|(name, value)| (name == key).then(|| value.trim().parse().ok())?)
+}
+
+fn file_error(action: &'static str, path: PathBuf, source: io::Error) -> CgroupError {
+    CgroupError::File {
+        action,
+        path,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Contents of a `memory.events` after `kills` kills.
+    fn memory_events(kills: u64) -> String {
+        format!("low 0\nhigh 0\nmax 17\noom 2\noom_kill {kills}\noom_group_kill 0\n")
+    }
+
+    #[test]
+    fn a_key_is_matched_as_a_whole() {
+        assert_eq!(value_of(&memory_events(3), "oom_kill"), Some(3));
+        assert_eq!(value_of(&memory_events(3), "oom"), Some(2));
+        assert_eq!(value_of(&memory_events(3), "oom_"), None);
+    }
+
+    #[test]
+    fn each_kill_is_told_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup {
+            directory: directory.path().to_owned(),
+        };
+        let file = directory.path().join("memory.events");
+        let watch = cgroup.oom_watch();
+
+        let told = [0, 1, 1, 3].map(|kills| {
+            fs::write(&file, memory_events(kills)).unwrap();
+            watch.new_kills()
+        });
+
+        assert_eq!(told, [false, true, false, true]);
+    }
+
+    #[test]
+    fn a_path_of_the_hierarchy_is_below_its_mount() {
+        let cgroup = Cgroup::at(Path::new("/hull/c1"));
+
+        assert_eq!(cgroup.directory, Path::new("/sys/fs/cgroup/hull/c1"));
+    }
+
+    #[test]
+    fn processes_of_cgroups_below_count() {
+        let directory = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup {
+            directory: directory.path().to_owned(),
+        };
+        fs::create_dir(directory.path().join("below")).unwrap();
+        fs::write(directory.path().join("cgroup.procs"), "10\n11\n").unwrap();
+        fs::write(directory.path().join("below/cgroup.procs"), "12\n").unwrap();
+
+        assert_eq!(cgroup.pids().unwrap(), [10, 11, 12]);
+    }
+}

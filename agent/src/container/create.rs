@@ -1,0 +1,320 @@
+//! Carries out a `Plan`: from nothing to an init that waits to be started, and back.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use libcontainer::container::Container;
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use nix::fcntl::OFlag;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
+
+use super::diary;
+use super::launch::Launcher;
+use super::plan::{self, LaunchPlan, Plan};
+use crate::cgroup::{Cgroup, CgroupError};
+use crate::error_chain;
+use crate::host::Host;
+use crate::operation::{self, OperationError};
+use crate::reaper::{Exit, Reaper};
+use crate::stdio::{Ports, StdioError, Streams, Terminal};
+
+/// libcontainer's state, a directory for each container.
+const CONTAINERS: &str = "/run/hull/containers";
+/// OCI bundles, likewise.
+const BUNDLES: &str = "/run/hull/bundles";
+/// Sockets on which terminals are received.
+pub(super) const CONSOLES: &str = "/run/hull/consoles";
+
+/// How long a failed process may take to leave its last words.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Why a process could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// Its streams.
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    /// A file the agent keeps for it.
+    #[error("{action} {}", path.display())]
+    File {
+        /// `create`, `write`, …
+        action: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The guest is out of something.
+    #[error("create a pipe")]
+    Pipe(#[source] io::Error),
+    /// libcontainer's failure.
+    #[error(transparent)]
+    Operation(#[from] OperationError),
+    /// libcontainer's failure, with what it logged first.
+    #[error("{operation}: {cause}")]
+    Diagnosed {
+        /// The first error it met.
+        cause: String,
+        /// What became of it.
+        operation: OperationError,
+    },
+    /// The launcher's, in the words users know.
+    #[error("{0}")]
+    Launch(String),
+}
+
+/// An init that waits.
+pub struct Created {
+    /// In the agent's pid namespace.
+    pub pid: i32,
+    /// How it ends.
+    pub exit: oneshot::Receiver<Exit>,
+    /// What its launcher says.
+    pub report: Report,
+    /// If it has one.
+    pub terminal: Option<Terminal>,
+}
+
+/// What a process says on its way to its program; the agent's ends.
+pub struct Report {
+    /// The launcher's last words. Their end without a word is success.
+    words: pipe::Receiver,
+    /// libcontainer's account (see `diary`).
+    diary: pipe::Receiver,
+}
+
+/// The process's ends.
+pub struct Reporter {
+    words: OwnedFd,
+    diary: OwnedFd,
+}
+
+impl Report {
+    /// Two pipes.
+    ///
+    /// # Errors
+    /// `Pipe`.
+    pub fn open() -> Result<(Self, Reporter), CreateError> {
+        let open = || {
+            let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+            io::Result::Ok((pipe::Receiver::from_owned_fd(reader)?, writer))
+        };
+        let (words, their_words) = open().map_err(CreateError::Pipe)?;
+        let (diary, their_diary) = open().map_err(CreateError::Pipe)?;
+        let reporter = Reporter {
+            words: their_words,
+            diary: their_diary,
+        };
+        Ok((Self { words, diary }, reporter))
+    }
+
+    /// Waits until the program runs or the launcher has given up.
+    ///
+    /// # Errors
+    /// `Launch` with the reason.
+    pub async fn outcome(mut self) -> Result<(), CreateError> {
+        let words = read(&mut self.words).await.map_err(CreateError::Pipe)?;
+        if words.is_empty() {
+            Ok(())
+        } else {
+            Err(CreateError::Launch(words))
+        }
+    }
+
+    /// The best of three reasons why an operation failed: the launcher's, libcontainer's account,
+    /// or what the operation itself has said.
+    pub async fn reason_or(mut self, operation: OperationError) -> CreateError {
+        let both = async { (read(&mut self.words).await, read(&mut self.diary).await) };
+        let (words, diary) = match tokio::time::timeout(LAST_WORDS, both).await {
+            Ok((words, diary)) => (words.unwrap_or_default(), diary.unwrap_or_default()),
+            Err(_) => Default::default(),
+        };
+        // Some of libcontainer's errors do bring their cause along.
+        let complete = operation.to_string().contains("(os error ");
+        match diary.lines().next() {
+            _ if !words.is_empty() => CreateError::Launch(words),
+            Some(cause) if !complete => CreateError::Diagnosed {
+                cause: cause.to_owned(),
+                operation,
+            },
+            _ => operation.into(),
+        }
+    }
+}
+
+impl Reporter {
+    /// The descriptors to keep open in the process.
+    pub fn ends(&self) -> [BorrowedFd<'_>; 2] {
+        [self.words.as_fd(), self.diary.as_fd()]
+    }
+}
+
+async fn read(pipe: &mut pipe::Receiver) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    pipe.read_to_end(&mut bytes).await?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Creates container `id`. Nothing is left of it if that fails.
+///
+/// # Errors
+/// All of `CreateError`.
+pub async fn create(
+    reaper: &Reaper,
+    host: Host,
+    id: &str,
+    plan: &Plan,
+    ports: Ports,
+) -> Result<Created, CreateError> {
+    let created = try_create(reaper, host, id, plan, ports).await;
+    if created.is_err()
+        && let Err(error) = remove(id).await
+    {
+        log::error!("clean up after container {id}: {}", error_chain(&error));
+    }
+    created
+}
+
+async fn try_create(
+    reaper: &Reaper,
+    host: Host,
+    id: &str,
+    plan: &Plan,
+    ports: Ports,
+) -> Result<Created, CreateError> {
+    let bundle = write_bundle(id, plan)?;
+    make_directory(Path::new(CONTAINERS))?;
+    make_directory(Path::new(CONSOLES))?;
+    let streams = Streams::connect(host, ports, Path::new(CONSOLES), &unique_name()).await?;
+    let (report, reporter) = Report::open()?;
+
+    // The init may end before its process id has come back.
+    let _expectation = reaper.expect();
+    let mut keep = streams.ends();
+    keep.extend(reporter.ends());
+    let pid = operation::run(reaper, "create container", &keep, || {
+        let builder = builder(id, CONTAINERS, &plan.launch, &reporter, &streams)?;
+        let init = builder
+            .as_init(bundle)
+            .with_systemd(false)
+            .with_detach(true);
+        let container = init.build().map_err(|error| error_chain(&error))?;
+        let pid = container.pid().ok_or("libcontainer names no process")?;
+        Ok(pid.as_raw())
+    })
+    .await;
+    drop(reporter);
+    let pid = match pid {
+        Ok(pid) => pid,
+        Err(error) => return Err(report.reason_or(error).await),
+    };
+
+    let exit = reaper.exit_of(pid);
+    let terminal = streams.start()?;
+    Ok(Created {
+        pid,
+        exit,
+        report,
+        terminal,
+    })
+}
+
+/// Lets a created container's init run its program.
+///
+/// # Errors
+/// `Operation` and `Launch`.
+pub async fn start(reaper: &Reaper, id: &str, report: Report) -> Result<(), CreateError> {
+    let directory = Path::new(CONTAINERS).join(id);
+    let started = operation::run(reaper, "start container", &[], || {
+        let mut container = Container::load(directory).map_err(|error| error_chain(&error))?;
+        container.start().map_err(|error| error_chain(&error))
+    });
+    match started.await {
+        Ok(()) => report.outcome().await,
+        Err(error) => Err(report.reason_or(error).await),
+    }
+}
+
+/// Removes what `create` made, whatever of it there is, with the processes that are left.
+///
+/// # Errors
+/// When something is still there.
+pub async fn remove(id: &str) -> Result<(), CgroupError> {
+    Cgroup::at(&plan::cgroup_path(id)).remove().await?;
+    for parent in [CONTAINERS, BUNDLES] {
+        let path = Path::new(parent).join(id);
+        match fs::remove_dir_all(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                let action = "remove";
+                return Err(CgroupError::File {
+                    action,
+                    path,
+                    source,
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// libcontainer's state of a container.
+pub(super) fn state_file(id: &str) -> PathBuf {
+    Path::new(CONTAINERS).join(id).join("state.json")
+}
+
+/// A builder with everything that init and exec have in common. Runs in an operation.
+pub(super) fn builder(
+    id: &str,
+    root: impl Into<PathBuf>,
+    launch: &LaunchPlan,
+    reporter: &Reporter,
+    streams: &Streams,
+) -> Result<ContainerBuilder, String> {
+    let own = |fd: &OwnedFd| fd.try_clone().map_err(|error| error.to_string());
+    diary::keep(own(&reporter.diary)?);
+    let builder = ContainerBuilder::new(id.to_owned(), SyscallType::Linux)
+        .with_executor(Launcher::new(launch.clone(), own(&reporter.words)?))
+        .with_root_path(root)
+        .map_err(|error| error_chain(&error))?;
+    Ok(match streams {
+        Streams::Pipes { ends, .. } => builder
+            .with_stdin(own(&ends[0])?)
+            .with_stdout(own(&ends[1])?)
+            .with_stderr(own(&ends[2])?),
+        Streams::Terminal(console) => builder.with_console_socket(Some(console.path())),
+    })
+}
+
+pub(super) fn make_directory(path: &Path) -> Result<(), CreateError> {
+    fs::create_dir_all(path).map_err(|source| CreateError::File {
+        action: "create",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// A short file name (a socket's path has 107 bytes, unix(7)) that was not used before.
+pub(super) fn unique_name() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed).to_string()
+}
+
+fn write_bundle(id: &str, plan: &Plan) -> Result<PathBuf, CreateError> {
+    let bundle = Path::new(BUNDLES).join(id);
+    make_directory(&bundle)?;
+    let path = bundle.join("config.json");
+    plan.spec.save(&path).map_err(|error| CreateError::File {
+        action: "write",
+        path,
+        source: io::Error::other(error),
+    })?;
+    Ok(bundle)
+}

@@ -1,0 +1,114 @@
+//! Runs a further process in a container.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tokio::sync::oneshot;
+
+use super::create::{
+    CONSOLES, CreateError, Report, builder, make_directory, state_file, unique_name,
+};
+use super::plan::ExecPlan;
+use crate::error_chain;
+use crate::host::Host;
+use crate::operation;
+use crate::reaper::{Exit, Reaper};
+use crate::stdio::{Ports, Streams, Terminal};
+
+/// One directory for each exec that is being started.
+const EXECS: &str = "/run/hull/execs";
+
+/// A process whose program runs.
+pub struct Started {
+    /// In the agent's pid namespace.
+    pub pid: i32,
+    /// How it ends.
+    pub exit: oneshot::Receiver<Exit>,
+    /// If it has one.
+    pub terminal: Option<Terminal>,
+}
+
+/// Starts a process in container `id`.
+///
+/// # Errors
+/// All of `CreateError`.
+pub async fn start(
+    reaper: &Reaper,
+    host: Host,
+    id: &str,
+    plan: &ExecPlan,
+    ports: Ports,
+) -> Result<Started, CreateError> {
+    let workspace = Workspace::create(id, plan)?;
+    make_directory(Path::new(CONSOLES))?;
+    let streams = Streams::connect(host, ports, Path::new(CONSOLES), &unique_name()).await?;
+    let (report, reporter) = Report::open()?;
+
+    // The process may end before its id has come back.
+    let _expectation = reaper.expect();
+    let mut keep = streams.ends();
+    keep.extend(reporter.ends());
+    let pid = operation::run(reaper, "start process", &keep, || {
+        let builder = builder(id, &workspace.root, &plan.launch, &reporter, &streams)?;
+        let tenant = builder.as_tenant().with_detach(true);
+        let pid = tenant.with_process(Some(workspace.process())).build();
+        Ok(pid.map_err(|error| error_chain(&error))?.as_raw())
+    })
+    .await;
+    drop(reporter);
+    let pid = match pid {
+        Ok(pid) => pid,
+        Err(error) => return Err(report.reason_or(error).await),
+    };
+
+    let exit = reaper.exit_of(pid);
+    report.outcome().await?;
+    Ok(Started {
+        pid,
+        exit,
+        terminal: streams.start()?,
+    })
+}
+
+/// A copy of libcontainer's state for one exec: libcontainer leaves sockets beside the state it
+/// reads, and they go with the copy.
+struct Workspace {
+    root: PathBuf,
+}
+
+impl Workspace {
+    fn create(id: &str, plan: &ExecPlan) -> Result<Self, CreateError> {
+        let workspace = Self {
+            root: Path::new(EXECS).join(unique_name()),
+        };
+        let container = workspace.root.join(id);
+        make_directory(&container)?;
+        let write = |path: PathBuf, done: std::io::Result<()>| match done {
+            Ok(()) => Ok(()),
+            Err(source) => Err(CreateError::File {
+                action: "write",
+                path,
+                source,
+            }),
+        };
+        let state = container.join("state.json");
+        let copied = fs::copy(state_file(id), &state);
+        write(state, copied.map(drop))?;
+        let process = serde_json::to_vec(&plan.process).map_err(std::io::Error::from);
+        let written = process.and_then(|json| fs::write(workspace.process(), json));
+        write(workspace.process(), written)?;
+        Ok(workspace)
+    }
+
+    fn process(&self) -> PathBuf {
+        self.root.join("process.json")
+    }
+}
+
+impl Drop for Workspace {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.root) {
+            log::warn!("remove {}: {error}", self.root.display());
+        }
+    }
+}

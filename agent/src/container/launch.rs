@@ -1,0 +1,452 @@
+//! The last step inside a container: from namespaces and mounts to the user's program.
+//!
+//! ```text
+//! prepare (as root)   enter cwd ─▶ hand over streams ─▶ become the user ─▶ find the program
+//!                                     … an init waits here until it is started …
+//! execute             seccomp ─▶ capabilities ─▶ execve
+//! ```
+//! What goes wrong is written to the report pipe, worded as users know it from runc; a pipe that
+//! closes without a word means that the program runs (or that its process was killed).
+//!
+//! Threat: the container's files decide what is opened and executed here. All of it happens inside
+//! the container's root with the descriptors of the process alone, none of them a directory
+//! outside, and `cwd` is checked to lie inside.
+
+use std::cell::OnceCell;
+use std::collections::HashMap;
+use std::ffi::{CString, NulError};
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use libcontainer::capabilities;
+use libcontainer::syscall::syscall::create_syscall;
+use libcontainer::workload::{
+    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
+};
+use nix::errno::Errno;
+use nix::sys::stat::{self, Mode};
+use nix::unistd::{AccessFlags, Gid, Uid};
+use oci_spec::runtime::{Process, Spec};
+
+use super::plan::LaunchPlan;
+
+/// Device number of `/dev/null` (Documentation/admin-guide/devices.txt).
+const DEV_NULL: u64 = libc::makedev(1, 3);
+
+/// Why a program cannot be run. The words are runc's, which tools match.
+#[derive(Debug, thiserror::Error)]
+enum LaunchError {
+    #[error("chdir to cwd ({cwd:?}) set in config.json failed: {}", errno_text(.source))]
+    Cwd { cwd: PathBuf, source: io::Error },
+    #[error("current working directory is outside of container mount namespace root")]
+    CwdOutside,
+    #[error("hand standard streams to the user: {}", errno_text(.0))]
+    Streams(io::Error),
+    #[error("unable to set uid {uid} and gid {gid}: {}", .source.desc())]
+    User { uid: u32, gid: u32, source: Errno },
+    #[error("exec: {name:?}: executable file not found in $PATH")]
+    NotInPath { name: String },
+    #[error("exec: {name:?}: stat {name}: {}", errno_text(.source))]
+    Stat { name: String, source: io::Error },
+    #[error("exec: {name:?}: is a directory")]
+    Directory { name: String },
+    #[error("exec: {name:?}: permission denied")]
+    Permission { name: String },
+    #[cfg(feature = "seccomp")]
+    #[error("unable to load the seccomp profile: {0}")]
+    Seccomp(String),
+    #[error("unable to apply capabilities: {0}")]
+    Capabilities(String),
+    #[error("exec {path}: {}", .source.desc().to_lowercase())]
+    Exec { path: String, source: Errno },
+    #[error("a NUL byte in the arguments or the environment")]
+    Nul(#[from] NulError),
+}
+
+/// libcontainer's hook for what runs in the container.
+#[derive(Clone)]
+pub struct Launcher {
+    plan: LaunchPlan,
+    report: std::sync::Arc<std::os::fd::OwnedFd>,
+    program: OnceCell<CString>,
+}
+
+impl Launcher {
+    /// A launcher that reports to `report`, the write end of a pipe.
+    pub fn new(plan: LaunchPlan, report: std::os::fd::OwnedFd) -> Self {
+        Self {
+            plan,
+            report: report.into(),
+            program: OnceCell::new(),
+        }
+    }
+
+    /// Everything that can go wrong before the program is to run.
+    fn prepare(&self) -> Result<CString, LaunchError> {
+        let process = &self.plan.process;
+        enter_cwd(process.cwd(), self.plan.create_cwd)?;
+        let uid = Uid::from_raw(process.user().uid());
+        for stream in [
+            io::stdin().as_fd(),
+            io::stdout().as_fd(),
+            io::stderr().as_fd(),
+        ] {
+            hand_over(stream, uid).map_err(LaunchError::Streams)?;
+        }
+        become_user(process)?;
+        let args = process.args().as_deref().unwrap_or_default();
+        let name = args.first().map_or("", String::as_str);
+        let path = value_of("PATH", process).unwrap_or_default();
+        Ok(CString::new(find_program(name, path)?)?)
+    }
+
+    /// Becomes the program; returns only when that fails.
+    fn execute(&self) -> Result<std::convert::Infallible, LaunchError> {
+        let process = &self.plan.process;
+        let program = self
+            .program
+            .get()
+            .expect("libcontainer validates before it executes");
+        let args = c_strings(process.args().iter().flatten())?;
+        let environment = c_strings(&environment(process, home))?;
+        // Another user than root has lost its effective set with `setresuid`.
+        capabilities::reset_effective(&*create_syscall())
+            .map_err(|error| LaunchError::Capabilities(crate::error_chain(&error)))?;
+        // Without no_new_privs a profile takes CAP_SYS_ADMIN, so it comes before the drop; with
+        // it, as late as possible (as in runc).
+        let no_new_privileges = process.no_new_privileges().unwrap_or(false);
+        if !no_new_privileges {
+            self.load_seccomp()?;
+        }
+        drop_capabilities(process)?;
+        if no_new_privileges {
+            self.load_seccomp()?;
+        }
+        nix::unistd::execve(program, &args, &environment).map_err(|source| LaunchError::Exec {
+            path: program.to_string_lossy().into_owned(),
+            source,
+        })
+    }
+
+    #[cfg(feature = "seccomp")]
+    fn load_seccomp(&self) -> Result<(), LaunchError> {
+        let Some(profile) = &self.plan.seccomp else {
+            return Ok(());
+        };
+        libcontainer::seccomp::initialize_seccomp(profile)
+            .map_err(|error| LaunchError::Seccomp(crate::error_chain(&error)))?;
+        Ok(())
+    }
+
+    #[cfg(not(feature = "seccomp"))]
+    #[expect(
+        clippy::unnecessary_wraps,
+        clippy::unused_self,
+        reason = "stands in for the above"
+    )]
+    fn load_seccomp(&self) -> Result<(), LaunchError> {
+        // `plan` lets no profile through.
+        Ok(())
+    }
+
+    fn report(&self, error: &LaunchError) {
+        if let Ok(report) = self.report.try_clone() {
+            // Nobody else is left to tell.
+            let _ = fs::File::from(report).write_all(error.to_string().as_bytes());
+        }
+    }
+}
+
+impl Executor for Launcher {
+    fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+        match self.prepare() {
+            Ok(program) => {
+                self.program.get_or_init(|| program);
+                Ok(())
+            }
+            Err(error) => {
+                self.report(&error);
+                Err(ExecutorValidationError::ArgValidationError(
+                    error.to_string(),
+                ))
+            }
+        }
+    }
+
+    /// Leaves this process's environment alone: the program gets its own with `execve(2)`.
+    fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        Ok(())
+    }
+
+    fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
+        let Err(error) = self.execute();
+        self.report(&error);
+        Err(ExecutorError::Other(error.to_string()))
+    }
+}
+
+fn enter_cwd(cwd: &Path, create: bool) -> Result<(), LaunchError> {
+    let enter = || std::env::set_current_dir(cwd);
+    let entered = match enter() {
+        Err(error) if create && error.kind() == io::ErrorKind::NotFound => {
+            create_cwd(cwd).and_then(|()| enter())
+        }
+        entered => entered,
+    };
+    entered.map_err(|source| LaunchError::Cwd {
+        cwd: cwd.to_owned(),
+        source,
+    })?;
+    // getcwd(2) fails, or says "(unreachable)", for a directory that is not below the root.
+    match nix::unistd::getcwd() {
+        Ok(path) if path.is_absolute() => Ok(()),
+        _ => Err(LaunchError::CwdOutside),
+    }
+}
+
+/// Creates root's directories with mode 755: the process's umask, already in force, is for its own.
+fn create_cwd(cwd: &Path) -> io::Result<()> {
+    let umask = stat::umask(Mode::S_IWGRP | Mode::S_IWOTH);
+    let created = fs::create_dir_all(cwd);
+    stat::umask(umask);
+    created
+}
+
+/// Makes a stream the user's, so that the program can open it again as `/dev/stdout`.
+fn hand_over(stream: BorrowedFd<'_>, uid: Uid) -> io::Result<()> {
+    let stat = fs::File::from(stream.try_clone_to_owned()?).metadata()?;
+    if stat.rdev() == DEV_NULL || stat.uid() == uid.as_raw() {
+        return Ok(());
+    }
+    match nix::unistd::fchown(stream, Some(uid), None) {
+        // A file of the user's on a read-only or foreign file system: not ours to give.
+        Ok(()) | Err(Errno::EROFS | Errno::EINVAL | Errno::EPERM) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Switches groups, group and user, keeping the capabilities for `drop_capabilities`.
+fn become_user(process: &Process) -> Result<(), LaunchError> {
+    let user = process.user();
+    let groups = user.additional_gids().iter().flatten();
+    let groups: Vec<Gid> = groups.map(|gid| Gid::from_raw(*gid)).collect();
+    let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
+    let switch = || {
+        nix::sys::prctl::set_keepcaps(true)?;
+        nix::unistd::setgroups(&groups)?;
+        nix::unistd::setresgid(gid, gid, gid)?;
+        nix::unistd::setresuid(uid, uid, uid)?;
+        nix::sys::prctl::set_keepcaps(false)
+    };
+    switch().map_err(|source| LaunchError::User {
+        uid: uid.as_raw(),
+        gid: gid.as_raw(),
+        source,
+    })
+}
+
+fn drop_capabilities(process: &Process) -> Result<(), LaunchError> {
+    let Some(own) = process.capabilities() else {
+        return Ok(());
+    };
+    let dropped = capabilities::drop_privileges(own, &*create_syscall());
+    dropped.map_err(|error| LaunchError::Capabilities(crate::error_chain(&error)))
+}
+
+/// The program that `name` stands for, by the rules of Go's `exec.LookPath`, as runc's.
+fn find_program(name: &str, path: &str) -> Result<String, LaunchError> {
+    if name.contains('/') {
+        check_program(name)?;
+        return Ok(name.to_owned());
+    }
+    let candidates = path.split(':').map(|directory| match directory {
+        "" => format!("./{name}"),
+        directory => format!("{directory}/{name}"),
+    });
+    let mut programs = candidates.filter(|candidate| check_program(candidate).is_ok());
+    programs
+        .next()
+        .filter(|_| !name.is_empty())
+        .ok_or_else(|| LaunchError::NotInPath { name: name.into() })
+}
+
+fn check_program(path: &str) -> Result<(), LaunchError> {
+    let name = path.to_owned();
+    let stat = match fs::metadata(path) {
+        Ok(stat) => stat,
+        Err(source) => return Err(LaunchError::Stat { name, source }),
+    };
+    if stat.is_dir() {
+        return Err(LaunchError::Directory { name });
+    }
+    // Root with CAP_DAC_OVERRIDE still needs one of the three execute bits.
+    if stat.mode() & 0o111 == 0 || nix::unistd::eaccess(path, AccessFlags::X_OK).is_err() {
+        return Err(LaunchError::Permission { name });
+    }
+    Ok(())
+}
+
+/// The program's environment: the configured one, with HOME if it has none.
+fn environment(process: &Process, home: impl FnOnce(u32) -> String) -> Vec<String> {
+    let mut environment = process.env().clone().unwrap_or_default();
+    if value_of("HOME", process).is_none_or(str::is_empty) {
+        environment.retain(|variable| !variable.starts_with("HOME="));
+        environment.push(format!("HOME={}", home(process.user().uid())));
+    }
+    environment
+}
+
+/// The last value that the environment gives a variable.
+fn value_of<'a>(name: &str, process: &'a Process) -> Option<&'a str> {
+    let variables = process.env().iter().flatten().rev();
+    variables
+        .filter_map(|variable| variable.split_once('='))
+        .find_map(|(key, value)| (key == name).then_some(value))
+}
+
+/// The user's home directory by the container's own /etc/passwd, or `/`.
+fn home(uid: u32) -> String {
+    /// A longer file than any image has; the container's owner wrote it.
+    const LIMIT: u64 = 1 << 20;
+    let mut passwd = String::new();
+    let read = fs::File::open("/etc/passwd")
+        .and_then(|file| io::Read::read_to_string(&mut io::Read::take(file, LIMIT), &mut passwd));
+    match read {
+        Ok(_) => home_in(&passwd, uid),
+        Err(_) => None,
+    }
+    .unwrap_or("/")
+    .to_owned()
+}
+
+/// Reads passwd(5): name:password:uid:gid:gecos:home:shell.
+fn home_in(passwd: &str, uid: u32) -> Option<&str> {
+    let mut entries = passwd
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>());
+    entries.find_map(|entry| match entry[..] {
+        [_, _, id, _, _, home, ..] if id.parse() == Ok(uid) && !home.is_empty() => Some(home),
+        _ => None,
+    })
+}
+
+fn c_strings<'a>(strings: impl IntoIterator<Item = &'a String>) -> Result<Vec<CString>, NulError> {
+    strings
+        .into_iter()
+        .map(|s| CString::new(s.as_str()))
+        .collect()
+}
+
+/// The system's words for an error without Rust's "(os error 2)", in Go's lower case.
+fn errno_text(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(errno) => Errno::from_raw(errno).desc().to_lowercase(),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn process(uid: u32, env: &str) -> Process {
+        serde_json::from_str(&format!(
+            r#"{{"cwd": "/", "args": ["sh"], "user": {{"uid": {uid}, "gid": 0}}, "env": [{env}]}}"#
+        ))
+        .unwrap()
+    }
+
+    /// A directory with an executable `yes`, a plain `no` and a directory `dir`.
+    fn bin() -> tempfile::TempDir {
+        let bin = tempfile::tempdir().unwrap();
+        fs::write(bin.path().join("yes"), "").unwrap();
+        fs::set_permissions(bin.path().join("yes"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(bin.path().join("no"), "").unwrap();
+        fs::create_dir(bin.path().join("dir")).unwrap();
+        bin
+    }
+
+    fn message(found: Result<String, LaunchError>) -> String {
+        found.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_bare_name_is_found_in_path() {
+        let bin = bin();
+        let path = format!("/nonexistent:{}", bin.path().display());
+
+        let found = find_program("yes", &path).unwrap();
+
+        assert_eq!(found, format!("{}/yes", bin.path().display()));
+    }
+
+    #[test]
+    fn a_bare_name_that_cannot_be_run_is_not_found() {
+        let bin = bin();
+        let path = bin.path().to_str().unwrap();
+
+        for name in ["no", "dir", "missing", ""] {
+            assert_eq!(
+                message(find_program(name, path)),
+                format!("exec: {name:?}: executable file not found in $PATH")
+            );
+        }
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_run_says_why() {
+        let bin = bin();
+        let path = |name| format!("{}/{name}", bin.path().display());
+
+        assert_eq!(
+            message(find_program(&path("missing"), "")),
+            format!(
+                "exec: {0:?}: stat {0}: no such file or directory",
+                path("missing")
+            )
+        );
+        assert_eq!(
+            message(find_program(&path("no"), "")),
+            format!("exec: {:?}: permission denied", path("no"))
+        );
+        assert_eq!(
+            message(find_program(&path("dir"), "")),
+            format!("exec: {:?}: is a directory", path("dir"))
+        );
+    }
+
+    #[test]
+    fn a_program_of_another_architecture_is_reported_as_runc_does() {
+        let error = LaunchError::Exec {
+            path: "/bin/true".into(),
+            source: Errno::ENOEXEC,
+        };
+
+        assert_eq!(error.to_string(), "exec /bin/true: exec format error");
+    }
+
+    #[test]
+    fn home_comes_from_passwd_unless_it_is_set() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:33:33::/srv/web:/bin/sh\n";
+        let home = |uid| home_in(passwd, uid).unwrap_or("/").to_owned();
+        let bare = process(33, "");
+        let set = process(33, r#""HOME=/h", "HOME=/x""#);
+        let stranger = process(9, "");
+
+        assert_eq!(environment(&bare, home).last().unwrap(), "HOME=/srv/web");
+        assert_eq!(environment(&set, home), ["HOME=/h", "HOME=/x"]);
+        assert_eq!(environment(&stranger, home).last().unwrap(), "HOME=/");
+    }
+
+    #[test]
+    fn the_last_value_of_a_variable_counts() {
+        let twice = process(0, r#""PATH=/a", "PATH=/b""#);
+
+        assert_eq!(value_of("PATH", &twice), Some("/b"));
+    }
+}

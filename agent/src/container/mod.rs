@@ -1,0 +1,764 @@
+//! The containers of this guest and their life cycle.
+//!
+//! ```text
+//! init   Creating ──▶ Created ──start──▶ Starting ──▶ Running ──▶ Exited
+//!                        └───────────────── killed ─────────────────▲
+//! exec             Registered ──start──▶ Starting ──▶ Running ──▶ Exited
+//! ```
+//! Every transition is made here, under the table's lock, which is never held while waiting; a
+//! process that ended is `Exited` whatever was under way. `create` and `exec` do the work.
+
+pub mod create;
+pub mod diary;
+pub mod exec;
+pub mod launch;
+pub mod plan;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
+
+use agent_protocol::{Event, Exit as ExitEvent, Oom, ProcessId, event};
+use libcgroups::common::{CgroupManager, ControllerOpt};
+use libcgroups::v2::manager::Manager;
+use oci_spec::runtime::{LinuxResources, LinuxSeccomp};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use self::create::{CreateError, Created, Report};
+use self::plan::{ExecPlan, PlanError};
+use crate::cgroup::{self, Cgroup, CgroupError, OomWatch};
+use crate::error_chain;
+use crate::events::Events;
+use crate::host::Host;
+use crate::operation::{self, OperationError};
+use crate::reaper::{Exit, Reaper};
+use crate::stdio::{Ports, Terminal};
+use crate::sys;
+
+/// How long processes that were killed may take to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a request about a container failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ContainerError {
+    /// Never created, or deleted.
+    #[error("container {0:?} not found")]
+    NoContainer(String),
+    /// Never registered, or deleted.
+    #[error("exec {exec_id:?} of container {container_id:?} not found")]
+    NoExec {
+        /// The container.
+        container_id: String,
+        /// The process.
+        exec_id: String,
+    },
+    /// The id is taken.
+    #[error("{what} {id:?} already exists")]
+    Exists {
+        /// `container` or `exec`.
+        what: &'static str,
+        /// Its id.
+        id: String,
+    },
+    /// It is over.
+    #[error("process already finished")]
+    Finished,
+    /// Not in this state.
+    #[error("cannot {action} a process that is {state}")]
+    State {
+        /// What was asked for.
+        action: &'static str,
+        /// What it is.
+        state: &'static str,
+    },
+    /// Nor this.
+    #[error("cannot {action} a container that is paused")]
+    Paused {
+        /// What was asked for.
+        action: &'static str,
+    },
+    /// Only a terminal has a size.
+    #[error("the process has no terminal")]
+    NoTerminal,
+    /// The configuration is refused.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The process could not be made.
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    /// The cgroup refused.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// A forked operation failed.
+    #[error(transparent)]
+    Operation(#[from] OperationError),
+    /// `kill(2)` or an ioctl refused.
+    #[error("{action}")]
+    System {
+        /// What was tried.
+        action: String,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// Killed processes that do not end.
+    #[error("processes are still there {PATIENCE:?} after they were killed")]
+    Undead,
+}
+
+/// All containers; clones share them.
+#[derive(Clone)]
+pub struct Containers {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    host: Host,
+    reaper: Reaper,
+    events: Arc<Events>,
+    /// Held for look-ups and transitions alone.
+    table: Mutex<HashMap<String, Container>>,
+    /// Some process has ended.
+    ended: Notify,
+}
+
+struct Container {
+    init: Process,
+    execs: HashMap<String, Process>,
+    paused: bool,
+    cgroup: Cgroup,
+    oom: Arc<OomWatch>,
+    oom_task: Option<AbortHandle>,
+    seccomp: Option<LinuxSeccomp>,
+}
+
+/// One process the shim asked for.
+enum Process {
+    Creating,
+    Created {
+        pid: i32,
+        report: Report,
+        terminal: Option<Terminal>,
+    },
+    Registered(Box<(ExecPlan, Ports)>),
+    Starting {
+        /// An init's; an exec has none yet.
+        pid: Option<i32>,
+        terminal: Option<Terminal>,
+    },
+    Running {
+        pid: i32,
+        terminal: Option<Terminal>,
+    },
+    Exited,
+}
+
+impl Process {
+    fn state(&self) -> &'static str {
+        match self {
+            Self::Creating => "being created",
+            Self::Created { .. } => "created",
+            Self::Registered(_) => "not started",
+            Self::Starting { .. } => "being started",
+            Self::Running { .. } => "running",
+            Self::Exited => "stopped",
+        }
+    }
+
+    fn pid(&self) -> Option<i32> {
+        match self {
+            Self::Created { pid, .. } | Self::Running { pid, .. } => Some(*pid),
+            Self::Starting { pid, .. } => *pid,
+            Self::Creating | Self::Registered(_) | Self::Exited => None,
+        }
+    }
+
+    fn terminal(&self) -> Option<&Terminal> {
+        match self {
+            Self::Created { terminal, .. }
+            | Self::Starting { terminal, .. }
+            | Self::Running { terminal, .. } => terminal.as_ref(),
+            Self::Creating | Self::Registered(_) | Self::Exited => None,
+        }
+    }
+
+    /// Whether there may be a process of the system behind it.
+    fn is_alive(&self) -> bool {
+        !matches!(self, Self::Registered(_) | Self::Exited)
+    }
+}
+
+impl Container {
+    fn new(id: &str, seccomp: Option<LinuxSeccomp>) -> Self {
+        let cgroup = Cgroup::at(&plan::cgroup_path(id));
+        Self {
+            init: Process::Creating,
+            execs: HashMap::new(),
+            paused: false,
+            oom: Arc::new(cgroup.oom_watch()),
+            oom_task: None,
+            cgroup,
+            seccomp,
+        }
+    }
+
+    fn process(&mut self, id: &ProcessId) -> Result<&mut Process, ContainerError> {
+        if id.exec_id.is_empty() {
+            return Ok(&mut self.init);
+        }
+        let exec = self.execs.get_mut(&id.exec_id);
+        exec.ok_or_else(|| ContainerError::NoExec {
+            container_id: id.container_id.clone(),
+            exec_id: id.exec_id.clone(),
+        })
+    }
+
+    fn is_alive(&self) -> bool {
+        self.init.is_alive() || self.execs.values().any(Process::is_alive)
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        if let Some(task) = &self.oom_task {
+            task.abort();
+        }
+    }
+}
+
+impl Containers {
+    /// No containers; their streams will go to `host`.
+    pub fn new(host: Host, reaper: Reaper, events: Arc<Events>) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                host,
+                reaper,
+                events,
+                table: Mutex::default(),
+                ended: Notify::new(),
+            }),
+        }
+    }
+
+    /// For operations that concern no container.
+    pub fn reaper(&self) -> &Reaper {
+        &self.inner.reaper
+    }
+
+    /// Creates a container from its `config.json`; returns its init's process id.
+    ///
+    /// # Errors
+    /// `Exists`, `Plan`, `Create`.
+    pub async fn create(
+        &self,
+        id: &str,
+        config: &[u8],
+        ports: Ports,
+    ) -> Result<i32, ContainerError> {
+        plan::check_id(id)?;
+        let plan = plan::container(id, config, ports.is_terminal())?;
+        self.reserve(id, plan.launch.seccomp.clone())?;
+        let inner = &self.inner;
+        match create::create(&inner.reaper, inner.host, id, &plan, ports).await {
+            Ok(created) => Ok(self.created(id, created, &plan.launch)),
+            Err(error) => {
+                self.table().remove(id);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Registers a process for `start`.
+    ///
+    /// # Errors
+    /// `NoContainer`, `Exists`, `Plan`.
+    pub fn exec(&self, id: &ProcessId, process: &[u8], ports: Ports) -> Result<(), ContainerError> {
+        plan::check_id(&id.exec_id)?;
+        self.with(&id.container_id, |container| {
+            if container.execs.contains_key(&id.exec_id) {
+                return Err(ContainerError::Exists {
+                    what: "exec",
+                    id: id.exec_id.clone(),
+                });
+            }
+            let seccomp = container.seccomp.clone();
+            let plan = plan::exec(process, seccomp, ports.is_terminal())?;
+            let registered = Process::Registered(Box::new((plan, ports)));
+            container.execs.insert(id.exec_id.clone(), registered);
+            Ok(())
+        })
+    }
+
+    /// Starts an init or a registered process; returns its process id.
+    ///
+    /// # Errors
+    /// `NoContainer`, `NoExec`, `State`, `Paused`, `Create`.
+    pub async fn start(&self, id: &ProcessId) -> Result<i32, ContainerError> {
+        if id.exec_id.is_empty() {
+            self.start_init(id).await
+        } else {
+            self.start_exec(id).await
+        }
+    }
+
+    /// Sends a signal to one process.
+    ///
+    /// # Errors
+    /// `NoContainer`, `NoExec`, `Finished`, `State`, `System`.
+    pub fn signal(&self, id: &ProcessId, signal: i32) -> Result<(), ContainerError> {
+        self.with(&id.container_id, |container| {
+            let process = container.process(id)?;
+            match process {
+                Process::Exited => Err(ContainerError::Finished),
+                process => match process.pid() {
+                    // The table learns of an end a moment after the process was reaped; its number
+                    // is not used again so soon, since they count up.
+                    Some(pid) => kill(pid, signal),
+                    None => Err(ContainerError::State {
+                        action: "signal",
+                        state: process.state(),
+                    }),
+                },
+            }
+        })
+    }
+
+    /// Sends a signal to every process of a container.
+    ///
+    /// # Errors
+    /// `NoContainer`, `Finished`, `Cgroup`, `System`.
+    pub fn signal_all(&self, container_id: &str, signal: i32) -> Result<(), ContainerError> {
+        self.with(container_id, |container| {
+            let pids = container.cgroup.pids()?;
+            if pids.is_empty() && !container.init.is_alive() {
+                return Err(ContainerError::Finished);
+            }
+            if signal == libc::SIGKILL {
+                return Ok(container.cgroup.kill()?);
+            }
+            for pid in pids {
+                match kill(pid, signal) {
+                    Err(ContainerError::Finished) | Ok(()) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Sets the size of a process's terminal, in characters.
+    ///
+    /// # Errors
+    /// `NoContainer`, `NoExec`, `NoTerminal`, `Finished`, `System`.
+    pub fn resize(&self, id: &ProcessId, width: u16, height: u16) -> Result<(), ContainerError> {
+        let terminal = self.with(&id.container_id, |container| {
+            let process = container.process(id)?;
+            match process {
+                Process::Exited => Err(ContainerError::Finished),
+                process => process
+                    .terminal()
+                    .cloned()
+                    .ok_or(ContainerError::NoTerminal),
+            }
+        })?;
+        let resized = terminal.resize(width, height);
+        resized.map_err(|source| ContainerError::System {
+            action: "resize the terminal".into(),
+            source,
+        })
+    }
+
+    /// Forgets a process that is over or was never started; an init with its whole container.
+    ///
+    /// # Errors
+    /// `NoContainer`, `NoExec`, `State`, `Undead`, `Cgroup`.
+    pub async fn delete(&self, id: &ProcessId) -> Result<(), ContainerError> {
+        if !id.exec_id.is_empty() {
+            return self.with(&id.container_id, |container| {
+                let process = container.process(id)?;
+                if process.is_alive() {
+                    return Err(ContainerError::State {
+                        action: "delete",
+                        state: process.state(),
+                    });
+                }
+                container.execs.remove(&id.exec_id);
+                Ok(())
+            });
+        }
+        let container_id = &id.container_id;
+        self.with(container_id, |container| match &container.init {
+            Process::Exited => Ok(()),
+            Process::Created { pid, .. } => kill(*pid, libc::SIGKILL),
+            init => Err(ContainerError::State {
+                action: "delete",
+                state: init.state(),
+            }),
+        })?;
+        // Its execs were killed with it, and are about to be reaped.
+        self.until_all_ended(|table| table.get(container_id).is_none_or(|c| !c.is_alive()))
+            .await?;
+        let container = self.table().remove(container_id);
+        // Of two calls one finds it.
+        container.ok_or_else(|| ContainerError::NoContainer(container_id.clone()))?;
+        Ok(create::remove(container_id).await?)
+    }
+
+    /// The container's processes, with the exec ids of those that were started as such.
+    ///
+    /// # Errors
+    /// `NoContainer`, `Cgroup`.
+    pub fn pids(&self, container_id: &str) -> Result<Vec<(i32, String)>, ContainerError> {
+        self.with(container_id, |container| {
+            let execs = container.execs.iter();
+            let names = execs.filter_map(|(id, exec)| Some((exec.pid()?, id)));
+            let names: HashMap<i32, &String> = names.collect();
+            let name = |pid| names.get(&pid).copied().cloned().unwrap_or_default();
+            let pids = container.cgroup.pids()?.into_iter();
+            Ok(pids.map(|pid| (pid, name(pid))).collect())
+        })
+    }
+
+    /// What the container's cgroup says.
+    ///
+    /// # Errors
+    /// `NoContainer`.
+    pub fn stats(&self, container_id: &str) -> Result<HashMap<String, String>, ContainerError> {
+        self.with(container_id, |container| Ok(container.cgroup.stats()))
+    }
+
+    /// Freezes or thaws a running container.
+    ///
+    /// # Errors
+    /// `NoContainer`, `State`, `Cgroup`.
+    pub async fn set_paused(&self, container_id: &str, paused: bool) -> Result<(), ContainerError> {
+        let action = if paused { "pause" } else { "resume" };
+        let cgroup = self.with(container_id, |container| match &container.init {
+            Process::Running { .. } => {
+                // Before the fact when pausing, so that no exec starts into a frozen cgroup.
+                container.paused |= paused;
+                Ok(container.cgroup.clone())
+            }
+            init => Err(ContainerError::State {
+                action,
+                state: init.state(),
+            }),
+        })?;
+        let done = cgroup.set_frozen(paused).await;
+        self.with(container_id, |container| {
+            container.paused = if done.is_ok() { paused } else { !paused };
+            Ok(())
+        })?;
+        Ok(done?)
+    }
+
+    /// Changes a container's limits.
+    ///
+    /// # Errors
+    /// `NoContainer`, `State`, `Operation`.
+    pub async fn update(
+        &self,
+        container_id: &str,
+        resources: &LinuxResources,
+    ) -> Result<(), ContainerError> {
+        self.with(container_id, |container| match &container.init {
+            Process::Created { .. } | Process::Running { .. } => Ok(()),
+            init => Err(ContainerError::State {
+                action: "update",
+                state: init.state(),
+            }),
+        })?;
+        // A limit below what is in use makes the write wait for reclaim.
+        let updated = operation::run(&self.inner.reaper, "update limits", &[], || {
+            let manager = Manager::new(cgroup::ROOT.into(), plan::cgroup_path(container_id))
+                .map_err(|error| error_chain(&error))?;
+            let options = ControllerOpt {
+                resources,
+                disable_oom_killer: false,
+                oom_score_adj: None,
+                freezer_state: None,
+            };
+            manager.apply(&options).map_err(|error| error_chain(&error))
+        });
+        Ok(updated.await?)
+    }
+
+    /// Kills every process of every container and waits for their ends.
+    ///
+    /// # Errors
+    /// `Undead`; what can be killed was.
+    pub async fn kill_all(&self) -> Result<(), ContainerError> {
+        for (id, container) in &*self.table() {
+            if container.is_alive()
+                && let Err(error) = container.cgroup.kill()
+            {
+                log::error!("kill container {id}: {}", error_chain(&error));
+            }
+        }
+        self.until_all_ended(|table| !table.values().any(Container::is_alive))
+            .await
+    }
+
+    fn reserve(&self, id: &str, seccomp: Option<LinuxSeccomp>) -> Result<(), ContainerError> {
+        let mut table = self.table();
+        if table.contains_key(id) {
+            return Err(ContainerError::Exists {
+                what: "container",
+                id: id.to_owned(),
+            });
+        }
+        table.insert(id.to_owned(), Container::new(id, seccomp));
+        Ok(())
+    }
+
+    fn created(&self, id: &str, created: Created, launch: &plan::LaunchPlan) -> i32 {
+        let Created {
+            pid,
+            exit,
+            report,
+            terminal,
+        } = created;
+        fit(terminal.as_ref(), launch);
+        let mut table = self.table();
+        // `delete` leaves a container alone while it is being created.
+        let container = table.get_mut(id).expect("reserved by `create`");
+        container.init = Process::Created {
+            pid,
+            report,
+            terminal,
+        };
+        let watch = self
+            .clone()
+            .tell_ooms(id.to_owned(), Arc::clone(&container.oom));
+        container.oom_task = Some(tokio::spawn(watch).abort_handle());
+        let id = ProcessId {
+            container_id: id.to_owned(),
+            ..ProcessId::default()
+        };
+        tokio::spawn(self.clone().end_with(id, pid, exit));
+        pid
+    }
+
+    async fn start_init(&self, id: &ProcessId) -> Result<i32, ContainerError> {
+        let (pid, report) = self.with(&id.container_id, |container| {
+            match std::mem::replace(&mut container.init, Process::Exited) {
+                Process::Created {
+                    pid,
+                    report,
+                    terminal,
+                } => {
+                    container.init = Process::Starting {
+                        pid: Some(pid),
+                        terminal,
+                    };
+                    Ok((pid, report))
+                }
+                other => {
+                    let state = other.state();
+                    container.init = other;
+                    Err(ContainerError::State {
+                        action: "start",
+                        state,
+                    })
+                }
+            }
+        })?;
+        let started = create::start(&self.inner.reaper, &id.container_id, report).await;
+        if started.is_err() {
+            // It ends by itself, unless it was the request to start it that failed.
+            let _ = self.signal(id, libc::SIGKILL);
+        }
+        started?;
+        self.running(id, pid);
+        Ok(pid)
+    }
+
+    async fn start_exec(&self, id: &ProcessId) -> Result<i32, ContainerError> {
+        let action = "start";
+        let registered = self.with(&id.container_id, |container| {
+            if container.paused {
+                let action = "start a process in";
+                return Err(ContainerError::Paused { action });
+            }
+            if !matches!(container.init, Process::Running { .. }) {
+                let state = container.init.state();
+                return Err(ContainerError::State {
+                    action: "start a process beside",
+                    state,
+                });
+            }
+            let process = container.process(id)?;
+            let starting = Process::Starting {
+                pid: None,
+                terminal: None,
+            };
+            match std::mem::replace(process, starting) {
+                Process::Registered(registered) => Ok(registered),
+                other => {
+                    let state = other.state();
+                    *process = other;
+                    Err(ContainerError::State { action, state })
+                }
+            }
+        })?;
+        let (plan, ports) = *registered;
+        let inner = &self.inner;
+        let started = exec::start(&inner.reaper, inner.host, &id.container_id, &plan, ports).await;
+        let started = match started {
+            Ok(started) => started,
+            Err(error) => {
+                self.exited(id);
+                return Err(error.into());
+            }
+        };
+        fit(started.terminal.as_ref(), &plan.launch);
+        let _ = self.with(&id.container_id, |container| {
+            let (pid, terminal) = (Some(started.pid), started.terminal);
+            *container.process(id)? = Process::Starting { pid, terminal };
+            Ok(())
+        });
+        self.running(id, started.pid);
+        tokio::spawn(self.clone().end_with(id.clone(), started.pid, started.exit));
+        Ok(started.pid)
+    }
+
+    /// `Starting` → `Running`; a process that has ended meanwhile stays so.
+    fn running(&self, id: &ProcessId, pid: i32) {
+        let _ = self.with(&id.container_id, |container| {
+            let process = container.process(id)?;
+            if let Process::Starting { terminal, .. } = process {
+                let terminal = terminal.take();
+                *process = Process::Running { pid, terminal };
+            }
+            Ok(())
+        });
+    }
+
+    fn exited(&self, id: &ProcessId) {
+        let _ = self.with(&id.container_id, |container| {
+            *container.process(id)? = Process::Exited;
+            Ok(())
+        });
+        self.inner.ended.notify_waiters();
+    }
+
+    /// Waits for a process's end and tells it; the end of an init is the end of its container.
+    async fn end_with(self, id: ProcessId, pid: i32, exit: tokio::sync::oneshot::Receiver<Exit>) {
+        let Ok(exit) = exit.await else {
+            return log::error!(
+                "nobody reaps process {pid} of container {:?}",
+                id.container_id
+            );
+        };
+        let killed_for_memory = self.with(&id.container_id, |container| {
+            if id.exec_id.is_empty()
+                && let Err(error) = container.cgroup.kill()
+            {
+                log::error!("container {:?}: {}", id.container_id, error_chain(&error));
+            }
+            Ok(container.oom.new_kills())
+        });
+        if killed_for_memory.unwrap_or(false) {
+            self.publish_oom(&id.container_id);
+        }
+        self.exited(&id);
+        self.inner.events.publish(exit_event(id, pid, exit));
+    }
+
+    async fn tell_ooms(self, container_id: String, watch: Arc<OomWatch>) {
+        loop {
+            match watch.killed().await {
+                Ok(()) => self.publish_oom(&container_id),
+                Err(error) => {
+                    return log::debug!("memory events of container {container_id:?}: {error}");
+                }
+            }
+        }
+    }
+
+    fn publish_oom(&self, container_id: &str) {
+        self.inner.events.publish(Event {
+            what: Some(event::What::Oom(Oom {
+                container_id: container_id.to_owned(),
+                ..Oom::default()
+            })),
+            ..Event::default()
+        });
+    }
+
+    /// Waits, with patience, for ends that are under way.
+    async fn until_all_ended(
+        &self,
+        all_ended: impl Fn(&HashMap<String, Container>) -> bool,
+    ) -> Result<(), ContainerError> {
+        let wait = async {
+            loop {
+                // Registered before the look, so that no end is missed between the two.
+                let ended = self.inner.ended.notified();
+                tokio::pin!(ended);
+                ended.as_mut().enable();
+                if all_ended(&self.table()) {
+                    return;
+                }
+                ended.await;
+            }
+        };
+        let waited = tokio::time::timeout(PATIENCE, wait).await;
+        waited.map_err(|_| ContainerError::Undead)
+    }
+
+    fn with<T>(
+        &self,
+        container_id: &str,
+        act: impl FnOnce(&mut Container) -> Result<T, ContainerError>,
+    ) -> Result<T, ContainerError> {
+        let mut table = self.table();
+        match table.get_mut(container_id) {
+            Some(container) => act(container),
+            None => Err(ContainerError::NoContainer(container_id.to_owned())),
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<String, Container>> {
+        self.inner
+            .table
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Gives a terminal the size that the configuration asks for.
+fn fit(terminal: Option<&Terminal>, launch: &plan::LaunchPlan) {
+    if let Some(terminal) = terminal
+        && let Some(size) = launch.process.console_size()
+        && let (Ok(width), Ok(height)) = (size.width().try_into(), size.height().try_into())
+        && let Err(error) = terminal.resize(width, height)
+    {
+        log::warn!("set the terminal's size: {error}");
+    }
+}
+
+fn kill(pid: i32, signal: i32) -> Result<(), ContainerError> {
+    sys::kill(pid, signal).map_err(|source| match source.raw_os_error() {
+        Some(libc::ESRCH) => ContainerError::Finished,
+        _ => ContainerError::System {
+            action: format!("send signal {signal} to process {pid}"),
+            source,
+        },
+    })
+}
+
+fn exit_event(id: ProcessId, pid: i32, exit: Exit) -> Event {
+    let at = exit.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let exit = ExitEvent {
+        process: Some(id).into(),
+        pid: u32::try_from(pid).expect("process ids are positive"),
+        status: exit.status,
+        exited_at_ns: i64::try_from(at.as_nanos()).unwrap_or(i64::MAX),
+        ..ExitEvent::default()
+    };
+    Event {
+        what: Some(event::What::Exit(exit)),
+        ..Event::default()
+    }
+}

@@ -1,0 +1,358 @@
+//! OCI configuration → what libcontainer does and what the launcher does after it. Pure.
+//!
+//! libcontainer prepares namespaces, mounts, devices and the cgroup, as root. What depends on the
+//! user's process (working directory, user, capabilities, seccomp, the program itself) is taken
+//! out of its configuration and left to `launch`, the last step before `execve(2)`: so it
+//! holds for init and exec alike, its errors are worded for users, and the seccomp profile sees no
+//! system call but the program's.
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::{
+    Capabilities, Capability, Hooks, LinuxCapabilities, LinuxNamespaceType, LinuxSeccomp,
+    LinuxSeccompAction, LinuxSyscall, Process, Spec, UserBuilder,
+};
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// Not the JSON of an OCI object.
+    #[error("decode {object}")]
+    Decode {
+        /// Which object.
+        object: &'static str,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// An id that cannot be a file name.
+    #[error("invalid id {0:?}: 1 to 128 letters, digits and any of _ + - .")]
+    Id(String),
+    /// A field that a container cannot do without.
+    #[error("the configuration has no {0}")]
+    Missing(&'static str),
+    /// `process.terminal` contradicts the streams.
+    #[error("process.terminal is {in_spec} but the streams were set up for {in_request}")]
+    Terminal {
+        /// What the configuration says.
+        in_spec: bool,
+        /// What the request says.
+        in_request: bool,
+    },
+    /// A field that says something a Hull guest does not do.
+    #[error("not supported in a microVM: {0}")]
+    Unsupported(&'static str),
+    /// A working directory that `chdir(2)` would take relative to nothing.
+    #[error("process.cwd {} is not absolute", .0.display())]
+    RelativeCwd(PathBuf),
+}
+
+/// How to create a container.
+#[derive(Debug)]
+pub struct Plan {
+    /// For libcontainer.
+    pub spec: Spec,
+    /// For the launcher of its init.
+    pub launch: LaunchPlan,
+}
+
+/// How to run a process in a container.
+#[derive(Debug)]
+pub struct ExecPlan {
+    /// For libcontainer.
+    pub process: Process,
+    /// For the launcher.
+    pub launch: LaunchPlan,
+}
+
+/// What is left to do once a process is inside its container.
+#[derive(Clone, Debug)]
+pub struct LaunchPlan {
+    /// The user's `process`, unchanged.
+    pub process: Process,
+    /// The profile to load.
+    pub seccomp: Option<LinuxSeccomp>,
+    /// Whether to create a missing working directory, as `runc` does for an init.
+    pub create_cwd: bool,
+}
+
+/// What the launcher needs on top of the process's own capabilities, until it drops them: to enter
+/// the working directory and create it, hand the streams to the user, become the user, load a
+/// seccomp profile without `no_new_privs`, and shrink the bounding set.
+const LAUNCHER_CAPABILITIES: [Capability; 6] = [
+    Capability::DacOverride,
+    Capability::Chown,
+    Capability::Setuid,
+    Capability::Setgid,
+    Capability::SysAdmin,
+    Capability::Setpcap,
+];
+
+/// The cgroup of a container, relative to the hierarchy's root.
+pub fn cgroup_path(container_id: &str) -> PathBuf {
+    PathBuf::from("/hull").join(container_id)
+}
+
+/// Checks an id, which becomes part of paths.
+///
+/// # Errors
+/// `Id`.
+pub fn check_id(id: &str) -> Result<(), PlanError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
+    if (1..=128).contains(&id.len()) && id.chars().all(allowed) && id != "." && id != ".." {
+        Ok(())
+    } else {
+        Err(PlanError::Id(id.to_owned()))
+    }
+}
+
+/// Plans a container from its `config.json`.
+///
+/// # Errors
+/// Everything but `Id`.
+pub fn container(id: &str, config: &[u8], terminal: bool) -> Result<Plan, PlanError> {
+    let mut spec: Spec = serde_json::from_slice(config).map_err(|source| PlanError::Decode {
+        object: "config.json",
+        source,
+    })?;
+    spec.root().as_ref().ok_or(PlanError::Missing("root"))?;
+    let process = spec.process().clone();
+    let process = process.ok_or(PlanError::Missing("process"))?;
+    let mut linux = spec.linux().clone().ok_or(PlanError::Missing("linux"))?;
+    let namespaces = linux.namespaces().as_deref().unwrap_or_default();
+    if namespaces
+        .iter()
+        .any(|namespace| namespace.typ() == LinuxNamespaceType::User)
+    {
+        return Err(PlanError::Unsupported("a user namespace"));
+    }
+    if spec
+        .hooks()
+        .as_ref()
+        .is_some_and(|hooks| *hooks != Hooks::default())
+    {
+        return Err(PlanError::Unsupported(
+            "hooks (they are programs of the host)",
+        ));
+    }
+    check_process(&process, terminal)?;
+    let seccomp = linux.seccomp().clone();
+    if let Some(profile) = &seccomp {
+        check_seccomp(profile)?;
+    }
+
+    linux
+        .set_seccomp(None)
+        .set_cgroups_path(Some(cgroup_path(id)));
+    spec.set_hooks(None)
+        .set_linux(Some(linux))
+        .set_process(Some(without_launch(&process)));
+    Ok(Plan {
+        spec,
+        launch: LaunchPlan {
+            process,
+            seccomp,
+            create_cwd: true,
+        },
+    })
+}
+
+/// Plans a further process of a container whose profile is `seccomp`.
+///
+/// # Errors
+/// Everything but `Id` and `Unsupported`.
+pub fn exec(
+    process: &[u8],
+    seccomp: Option<LinuxSeccomp>,
+    terminal: bool,
+) -> Result<ExecPlan, PlanError> {
+    let process: Process = serde_json::from_slice(process).map_err(|source| PlanError::Decode {
+        object: "process",
+        source,
+    })?;
+    check_process(&process, terminal)?;
+    Ok(ExecPlan {
+        process: without_launch(&process),
+        launch: LaunchPlan {
+            process,
+            seccomp,
+            create_cwd: false,
+        },
+    })
+}
+
+fn check_process(process: &Process, terminal: bool) -> Result<(), PlanError> {
+    let in_spec = process.terminal().unwrap_or(false);
+    if in_spec != terminal {
+        return Err(PlanError::Terminal {
+            in_spec,
+            in_request: terminal,
+        });
+    }
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err(PlanError::Missing("process.args"));
+    }
+    if !process.cwd().is_absolute() {
+        return Err(PlanError::RelativeCwd(process.cwd().clone()));
+    }
+    Ok(())
+}
+
+fn check_seccomp(profile: &LinuxSeccomp) -> Result<(), PlanError> {
+    if !cfg!(feature = "seccomp") {
+        return Err(PlanError::Unsupported(
+            "a seccomp profile (this agent was built without libseccomp)",
+        ));
+    }
+    let rules = profile.syscalls().as_deref().unwrap_or_default();
+    let mut actions = rules.iter().map(LinuxSyscall::action);
+    if profile.default_action() == LinuxSeccompAction::ScmpActNotify
+        || actions.any(|action| action == LinuxSeccompAction::ScmpActNotify)
+    {
+        return Err(PlanError::Unsupported(
+            "the seccomp action SCMP_ACT_NOTIFY (its listener is a socket of the host)",
+        ));
+    }
+    Ok(())
+}
+
+/// The process as libcontainer is to see it: root in `/`, with what the launcher needs.
+fn without_launch(process: &Process) -> Process {
+    let mut user = UserBuilder::default().uid(0_u32).gid(0_u32);
+    if let Some(umask) = process.user().umask() {
+        user = user.umask(umask);
+    }
+    let mut process = process.clone();
+    let capabilities = process.capabilities().as_ref().map(for_launcher);
+    process
+        .set_user(user.build().expect("every field of a user has a default"))
+        .set_cwd(PathBuf::from("/"))
+        // Not the program's: `launch` gives it its own. With HOME set, libcontainer does not look
+        // for one with getpwuid(3), which would load libraries that the container's
+        // nsswitch.conf names into a process that still has every capability.
+        .set_env(Some(vec!["HOME=/".into()]))
+        .set_capabilities(capabilities);
+    process
+}
+
+fn for_launcher(own: &LinuxCapabilities) -> LinuxCapabilities {
+    let with_launcher = |set: &Option<Capabilities>| {
+        let mut set = set.clone().unwrap_or_default();
+        set.extend(LAUNCHER_CAPABILITIES);
+        Some(set)
+    };
+    let mut all = own.clone();
+    all.set_bounding(with_launcher(own.bounding()))
+        .set_effective(with_launcher(own.permitted()))
+        .set_permitted(with_launcher(own.permitted()))
+        .set_inheritable(None)
+        .set_ambient(None);
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A small `config.json` with `extra` in its `linux` object.
+    fn config(linux: &str) -> Vec<u8> {
+        format!(
+            r#"{{
+                "ociVersion": "1.2.0",
+                "root": {{"path": "/run/hull/share/rootfs"}},
+                "process": {{
+                    "cwd": "/srv",
+                    "args": ["sh"],
+                    "user": {{"uid": 1000, "gid": 100, "additionalGids": [7], "umask": 2}},
+                    "capabilities": {{"bounding": ["CAP_KILL"], "permitted": ["CAP_KILL"],
+                                      "effective": ["CAP_KILL"]}}
+                }},
+                "linux": {{ {linux} }}
+            }}"#
+        )
+        .into_bytes()
+    }
+
+    fn process(cwd: &str, args: &str) -> Vec<u8> {
+        format!(r#"{{"cwd": "{cwd}", "args": [{args}], "user": {{"uid": 0, "gid": 0}}}}"#).into()
+    }
+
+    #[test]
+    fn what_the_launcher_does_is_taken_from_libcontainer() {
+        let plan = container("c1", &config(r#""namespaces": [{"type": "pid"}]"#), false).unwrap();
+
+        let theirs = plan.spec.process().clone().unwrap();
+        assert_eq!((theirs.user().uid(), theirs.user().gid()), (0, 0));
+        assert_eq!(theirs.user().additional_gids(), &None);
+        assert_eq!(theirs.user().umask(), Some(2));
+        assert_eq!(theirs.cwd(), &PathBuf::from("/"));
+        assert_eq!(theirs.env(), &Some(vec!["HOME=/".into()]));
+        let permitted = theirs.capabilities().clone().unwrap().permitted().clone();
+        assert_eq!(permitted.unwrap().len(), 1 + LAUNCHER_CAPABILITIES.len());
+        let ours = plan.launch.process;
+        assert_eq!((ours.user().uid(), ours.user().gid()), (1000, 100));
+        assert_eq!(ours.cwd(), &PathBuf::from("/srv"));
+        let permitted = ours.capabilities().clone().unwrap().permitted().clone();
+        assert_eq!(permitted.unwrap(), [Capability::Kill].into());
+    }
+
+    #[test]
+    fn the_cgroup_is_ours_whatever_the_configuration_says() {
+        let plan = container("c1", &config(r#""cgroupsPath": "/../escape""#), false).unwrap();
+
+        let linux = plan.spec.linux().clone().unwrap();
+        assert_eq!(linux.cgroups_path(), &Some(PathBuf::from("/hull/c1")));
+    }
+
+    #[test]
+    fn a_user_namespace_is_refused() {
+        let config = config(r#""namespaces": [{"type": "user"}]"#);
+
+        let error = container("c1", &config, false).unwrap_err();
+
+        assert!(matches!(error, PlanError::Unsupported("a user namespace")));
+    }
+
+    #[test]
+    fn a_seccomp_listener_is_refused() {
+        let config = config(
+            r#""seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+                {"names": ["mount"], "action": "SCMP_ACT_NOTIFY"}]}"#,
+        );
+
+        let error = container("c1", &config, false).unwrap_err();
+
+        assert!(matches!(error, PlanError::Unsupported(_)));
+    }
+
+    #[test]
+    fn a_terminal_in_the_configuration_alone_is_refused() {
+        let error = container("c1", &config(""), true).unwrap_err();
+
+        assert!(matches!(
+            error,
+            PlanError::Terminal {
+                in_spec: false,
+                in_request: true
+            }
+        ));
+    }
+
+    #[test]
+    fn a_process_needs_arguments_and_an_absolute_directory() {
+        let no_args = exec(&process("/", ""), None, false).unwrap_err();
+        let relative = exec(&process("srv", r#""sh""#), None, false).unwrap_err();
+
+        assert!(matches!(no_args, PlanError::Missing("process.args")));
+        assert!(matches!(relative, PlanError::RelativeCwd(_)));
+    }
+
+    #[test]
+    fn an_id_cannot_leave_its_directory() {
+        for bad in ["", ".", "..", "a/b", "a b", "a\0", "ä", &"x".repeat(129)] {
+            assert!(matches!(check_id(bad), Err(PlanError::Id(_))), "{bad:?}");
+        }
+        for good in ["0a1b2c", "web.1", "a_b-c+d", "..."] {
+            assert!(check_id(good).is_ok(), "{good:?}");
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! The service: one method per RPC. Translates the request, calls, translates back.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use agent_protocol::{
+    Agent, ContainerId, CreateRequest, CreateResponse, Empty, Event, ExecRequest, HelloRequest,
+    HelloResponse, PROTOCOL_VERSION, PidsResponse, Process, ProcessId, ResizeRequest,
+    SignalRequest, StartResponse, StatsResponse, Stdio, UpdateRequest,
+};
+use async_trait::async_trait;
+use tokio::sync::Notify;
+use ttrpc::Code;
+use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
+
+use crate::container::create::CreateError;
+use crate::container::{ContainerError, Containers};
+use crate::error_chain;
+use crate::events::Events;
+use crate::shares::Shares;
+use crate::stdio::{Ports, StdioError};
+
+/// What the calls act on.
+#[derive(Clone)]
+pub struct Service {
+    /// The containers.
+    pub containers: Containers,
+    /// The host's directories.
+    pub shares: Arc<Shares>,
+    /// What happened.
+    pub events: Arc<Events>,
+    /// Told once everything is stopped.
+    pub stopped: Arc<Notify>,
+}
+
+#[async_trait]
+impl Agent for Service {
+    async fn hello(&self, _: &TtrpcContext, req: HelloRequest) -> ttrpc::Result<HelloResponse> {
+        if req.version != PROTOCOL_VERSION {
+            return Err(status(
+                Code::FAILED_PRECONDITION,
+                format!(
+                    "the shim speaks version {} of the agent's protocol, the agent {PROTOCOL_VERSION}",
+                    req.version
+                ),
+            ));
+        }
+        let reaper = self.containers.reaper();
+        for share in &req.shares {
+            let mounted = self
+                .shares
+                .mount(reaper, &share.tag, Path::new(&share.path))
+                .await;
+            mounted.map_err(internal)?;
+        }
+        let kernel = nix::sys::utsname::uname().map_err(internal)?;
+        Ok(HelloResponse {
+            kernel_release: kernel.release().to_string_lossy().into_owned(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..HelloResponse::default()
+        })
+    }
+
+    async fn create(&self, _: &TtrpcContext, req: CreateRequest) -> ttrpc::Result<CreateResponse> {
+        let containers = self.containers.clone();
+        let ports = ports(&req.stdio)?;
+        let created =
+            to_its_end(async move { containers.create(&req.container_id, &req.spec, ports).await });
+        Ok(CreateResponse {
+            pid: wire_pid(created.await?)?,
+            ..CreateResponse::default()
+        })
+    }
+
+    async fn exec(&self, _: &TtrpcContext, req: ExecRequest) -> ttrpc::Result<Empty> {
+        let ports = ports(&req.stdio)?;
+        let id = ProcessId {
+            container_id: req.container_id,
+            exec_id: req.exec_id,
+            ..ProcessId::default()
+        };
+        empty(self.containers.exec(&id, &req.process, ports))
+    }
+
+    async fn start(&self, _: &TtrpcContext, req: ProcessId) -> ttrpc::Result<StartResponse> {
+        let containers = self.containers.clone();
+        let started = to_its_end(async move { containers.start(&req).await });
+        Ok(StartResponse {
+            pid: wire_pid(started.await?)?,
+            ..StartResponse::default()
+        })
+    }
+
+    async fn signal(&self, _: &TtrpcContext, req: SignalRequest) -> ttrpc::Result<Empty> {
+        let signal = i32::try_from(req.signal).map_err(|_| invalid("no such signal"))?;
+        empty(if req.all {
+            self.containers
+                .signal_all(&req.process.container_id, signal)
+        } else {
+            self.containers.signal(&req.process, signal)
+        })
+    }
+
+    async fn resize(&self, _: &TtrpcContext, req: ResizeRequest) -> ttrpc::Result<Empty> {
+        let size = |length: u32| u16::try_from(length).map_err(|_| invalid("too large a terminal"));
+        let (width, height) = (size(req.width)?, size(req.height)?);
+        empty(self.containers.resize(&req.process, width, height))
+    }
+
+    async fn delete(&self, _: &TtrpcContext, req: ProcessId) -> ttrpc::Result<Empty> {
+        let containers = self.containers.clone();
+        to_its_end(async move { containers.delete(&req).await }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn pids(&self, _: &TtrpcContext, req: ContainerId) -> ttrpc::Result<PidsResponse> {
+        let pids = self
+            .containers
+            .pids(&req.container_id)
+            .map_err(|error| failure(&error))?;
+        let processes = pids.into_iter().map(|(pid, exec_id)| {
+            Ok(Process {
+                pid: wire_pid(pid)?,
+                exec_id,
+                ..Process::default()
+            })
+        });
+        Ok(PidsResponse {
+            processes: processes.collect::<ttrpc::Result<_>>()?,
+            ..PidsResponse::default()
+        })
+    }
+
+    async fn stats(&self, _: &TtrpcContext, req: ContainerId) -> ttrpc::Result<StatsResponse> {
+        Ok(StatsResponse {
+            files: self
+                .containers
+                .stats(&req.container_id)
+                .map_err(|error| failure(&error))?,
+            ..StatsResponse::default()
+        })
+    }
+
+    async fn pause(&self, _: &TtrpcContext, req: ContainerId) -> ttrpc::Result<Empty> {
+        self.set_paused(req, true).await
+    }
+
+    async fn resume(&self, _: &TtrpcContext, req: ContainerId) -> ttrpc::Result<Empty> {
+        self.set_paused(req, false).await
+    }
+
+    async fn update(&self, _: &TtrpcContext, req: UpdateRequest) -> ttrpc::Result<Empty> {
+        let resources = serde_json::from_slice(&req.resources)
+            .map_err(|error| invalid(&format!("decode linux.resources: {error}")))?;
+        let containers = self.containers.clone();
+        to_its_end(async move { containers.update(&req.container_id, &resources).await }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn events(
+        &self,
+        _: &TtrpcContext,
+        _: Empty,
+        stream: ServerStreamSender<Event>,
+    ) -> ttrpc::Result<()> {
+        let Some(subscription) = self.events.subscribe() else {
+            return Err(status(
+                Code::FAILED_PRECONDITION,
+                "somebody takes the events already".into(),
+            ));
+        };
+        loop {
+            stream.send(&subscription.oldest().await).await?;
+            subscription.taken();
+        }
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        let service = self.clone();
+        to_its_end(async move { service.stop().await }).await?;
+        Ok(Empty::default())
+    }
+}
+
+impl Service {
+    async fn set_paused(&self, id: ContainerId, paused: bool) -> ttrpc::Result<Empty> {
+        let containers = self.containers.clone();
+        to_its_end(async move { containers.set_paused(&id.container_id, paused).await }).await?;
+        Ok(Empty::default())
+    }
+
+    /// Everything comes to its end, whatever goes wrong on the way.
+    async fn stop(&self) -> Result<(), ContainerError> {
+        let killed = self.containers.kill_all().await;
+        let unmounted = self.shares.unmount_all(self.containers.reaper()).await;
+        self.stopped.notify_one();
+        killed?;
+        Ok(unmounted?)
+    }
+}
+
+/// Completes `work` even if the caller gives up (ttrpc drops the handler then): a container half
+/// made would be nobody's.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ContainerError>> + Send + 'static,
+) -> ttrpc::Result<T> {
+    match tokio::spawn(work).await {
+        Ok(result) => result.map_err(|error| failure(&error)),
+        Err(error) => Err(internal(error)),
+    }
+}
+
+fn ports(stdio: &Stdio) -> ttrpc::Result<Ports> {
+    Ports::try_from(stdio).map_err(|error| invalid(&error_chain(&error)))
+}
+
+fn wire_pid(pid: i32) -> ttrpc::Result<u32> {
+    u32::try_from(pid).map_err(internal)
+}
+
+fn empty(result: Result<(), ContainerError>) -> ttrpc::Result<Empty> {
+    result
+        .map(|()| Empty::default())
+        .map_err(|error| failure(&error))
+}
+
+/// The one place where errors get their codes.
+fn failure(error: &ContainerError) -> ttrpc::Error {
+    let code = match error {
+        ContainerError::NoContainer(_)
+        | ContainerError::NoExec { .. }
+        | ContainerError::Finished => Code::NOT_FOUND,
+        ContainerError::Exists { .. } => Code::ALREADY_EXISTS,
+        ContainerError::State { .. }
+        | ContainerError::Paused { .. }
+        | ContainerError::NoTerminal => Code::FAILED_PRECONDITION,
+        ContainerError::Plan(_)
+        | ContainerError::Create(
+            CreateError::Launch(_) | CreateError::Stdio(StdioError::TerminalStderr(_)),
+        ) => Code::INVALID_ARGUMENT,
+        ContainerError::Create(_)
+        | ContainerError::Cgroup(_)
+        | ContainerError::Operation(_)
+        | ContainerError::System { .. }
+        | ContainerError::Undead => Code::INTERNAL,
+    };
+    status(code, error_chain(error))
+}
+
+fn invalid(message: &str) -> ttrpc::Error {
+    status(Code::INVALID_ARGUMENT, message.to_owned())
+}
+
+fn internal(error: impl std::error::Error) -> ttrpc::Error {
+    status(Code::INTERNAL, error_chain(&error))
+}
+
+fn status(code: Code, message: String) -> ttrpc::Error {
+    ttrpc::Error::RpcStatus(ttrpc::get_status(code, message))
+}

@@ -1,0 +1,212 @@
+//! The system calls that Rust cannot check, behind signatures that it can.
+
+#![expect(
+    unsafe_code,
+    reason = "fork, ioctls and descriptors received over a socket"
+)]
+
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use nix::errno::Errno;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
+use nix::unistd::ForkResult;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Runs `child` in a forked process that exits with what it returns, and returns its process id.
+///
+/// The child has the default signal dispositions, and of the caller's descriptors only standard input, output and error and those in `keep`: it shares no socket,
+/// pipe or epoll instance with the agent by accident, however long it lives.
+///
+/// The calling process must have one thread.
+///
+/// # Errors
+/// `fork(2)`: no memory, or too many processes.
+pub fn fork(keep: &[BorrowedFd<'_>], child: impl FnOnce() -> i32) -> io::Result<i32> {
+    let mut keep: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+    keep.sort_unstable();
+    // SAFETY: the agent runs one thread, so no lock is held by a thread that the child lacks, and
+    // the child may do whatever the parent may.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(child.as_raw()),
+        ForkResult::Child => {
+            default_signals();
+            close_all_but(&keep);
+            let status = catch_unwind(AssertUnwindSafe(child)).unwrap_or(101);
+            // SAFETY: ends the process without running the parent's destructors, which would act
+            // on descriptors closed above.
+            unsafe { libc::_exit(status) }
+        }
+    }
+}
+
+/// Closes every descriptor above standard error that is not in `keep` (sorted).
+fn close_all_but(keep: &[RawFd]) {
+    let mut first: libc::c_uint = 3;
+    let bounds = keep
+        .iter()
+        .filter_map(|fd| libc::c_uint::try_from(*fd).ok());
+    for kept in bounds.filter(|fd| *fd >= 3) {
+        if first < kept {
+            close_range(first, kept - 1);
+        }
+        first = kept + 1;
+    }
+    close_range(first, libc::c_uint::MAX);
+}
+
+fn close_range(first: libc::c_uint, last: libc::c_uint) {
+    // SAFETY: called only in a new child, which never uses nor drops the owners of these
+    // descriptors (see `fork`). It cannot fail with a valid range and no flags.
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+}
+
+/// Undoes what the agent and Rust's runtime did to signals: a handler for SIGCHLD, which writes to
+/// a descriptor that the child is about to close, and SIGPIPE ignored, which `execve(2)` preserves.
+fn default_signals() {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for signal in [Signal::SIGCHLD, Signal::SIGPIPE] {
+        // SAFETY: the default disposition runs no code of this process.
+        let _ = unsafe { nix::sys::signal::sigaction(signal, &default) };
+    }
+}
+
+/// Sends `signal`, which may be a real-time one, to one process.
+///
+/// # Errors
+/// `kill(2)`: `ESRCH` if there is no such process, `EINVAL` if no such signal.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    debug_assert!(pid > 0, "0 and below name groups of processes");
+    // SAFETY: takes two integers.
+    Errno::result(unsafe { libc::kill(pid, signal) })?;
+    Ok(())
+}
+
+/// Sets a terminal's size in characters (`TIOCSWINSZ`, tty_ioctl(4)).
+///
+/// # Errors
+/// `ENOTTY` if `terminal` is none.
+pub fn set_window_size(terminal: BorrowedFd<'_>, width: u16, height: u16) -> io::Result<()> {
+    let size = libc::winsize {
+        ws_row: height,
+        ws_col: width,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: TIOCSWINSZ reads one `winsize`, which lives across the call.
+    Errno::result(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })?;
+    Ok(())
+}
+
+/// Receives one descriptor that the peer sent with `SCM_RIGHTS` (unix(7)).
+///
+/// # Errors
+/// `InvalidData` if the message carries none, or what `recvmsg(2)` says.
+pub fn receive_fd(socket: &UnixStream) -> io::Result<OwnedFd> {
+    let mut data = [0; 64];
+    let mut data = [IoSliceMut::new(&mut data)];
+    let mut control = nix::cmsg_space!(RawFd);
+    let message = recvmsg::<UnixAddr>(
+        socket.as_raw_fd(),
+        &mut data,
+        Some(&mut control),
+        MsgFlags::MSG_CMSG_CLOEXEC,
+    )?;
+    let fd = message.cmsgs()?.find_map(|control| match control {
+        ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
+        _ => None,
+    });
+    let fd = fd.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no descriptor came"))?;
+    // SAFETY: the kernel has just installed this descriptor for us and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Registers a descriptor with the runtime of the calling task.
+///
+/// # Errors
+/// What `epoll_ctl(2)` says, e.g. `EPERM` for a file that is always ready.
+pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open and the same descriptor for as long as it lives, and it lives
+    // in the `AsyncFd`.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(Into::into)
+}
+
+/// Brings the network interface `lo` up (netdevice(7)).
+///
+/// # Errors
+/// What `socket(2)` or the ioctls say.
+pub fn bring_up_loopback() -> io::Result<()> {
+    // SAFETY: takes three integers; the result is checked before it is used.
+    let socket = Errno::result(unsafe {
+        libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)
+    })?;
+    // SAFETY: a descriptor that was opened a line above, owned by nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: an `ifreq` is plain data, for which all zeros is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(c"lo".to_bytes()) {
+        *to = libc::c_char::try_from(*from).expect("ASCII");
+    }
+    // SAFETY: SIOCGIFFLAGS reads the name and writes the flags of the `ifreq` it is given.
+    Errno::result(unsafe {
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request)
+    })?;
+    let up = libc::c_short::try_from(libc::IFF_UP).expect("a bit below 16");
+    // SAFETY: the kernel has just filled in `ifru_flags`.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    request.ifr_ifru.ifru_flags = flags | up;
+    // SAFETY: SIOCSIFFLAGS reads the `ifreq` it is given.
+    Errno::result(unsafe {
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request)
+    })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
+
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::Pid;
+
+    use super::*;
+
+    #[test]
+    fn a_child_keeps_the_descriptors_it_was_given_and_no_other() {
+        let (mut kept, theirs) = UnixStream::pair().unwrap();
+        let (mut dropped, ours) = UnixStream::pair().unwrap();
+        let ours_raw = ours.as_raw_fd();
+
+        let pid = fork(&[theirs.as_fd()], || {
+            let closed = nix::fcntl::fcntl(&ours, nix::fcntl::FcntlArg::F_GETFD).is_err();
+            (&theirs).write_all(&[u8::from(closed)]).map_or(1, |()| 0)
+        })
+        .unwrap();
+        drop(theirs);
+        drop(ours);
+
+        let mut said = Vec::new();
+        kept.read_to_end(&mut said).unwrap();
+        assert_eq!(said, [1], "descriptor {ours_raw} was open in the child");
+        assert_eq!(dropped.read(&mut [0]).unwrap(), 0);
+        assert_eq!(
+            waitpid(Pid::from_raw(pid), None).unwrap(),
+            WaitStatus::Exited(Pid::from_raw(pid), 0)
+        );
+    }
+
+    #[test]
+    fn a_message_without_a_descriptor_is_an_error() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"none").unwrap();
+
+        let error = receive_fd(&ours).unwrap_err();
+
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+}
