@@ -1,0 +1,28 @@
+//! `containerd-shim-hull-v2`: containerd starts it for each container that runs on Hull.
+
+use std::process::ExitCode;
+
+use hull_shim::server;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    let flags = match containerd_shim::parse(&args) {
+        Ok(flags) if flags.version => {
+            println!("{} {}", server::RUNTIME, env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        Ok(flags) => flags,
+        Err(error) => {
+            eprintln!("{}: {error}", server::RUNTIME);
+            return ExitCode::FAILURE;
+        }
+    };
+    match server::run(flags).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}: {error:#}", server::RUNTIME);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,504 @@
+//! A bundle's configuration, and what of it goes into the guest.
+//!
+//! Translation is pure: a specification of the host's becomes one of the guest's and a list of what
+//! the host has to share. What the guest cannot honour is refused by its field's name; what has no
+//! meaning there is dropped, and the reason stands beside it.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{
+    LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount,
+    Process, Spec,
+};
+
+/// Larger configurations are not read: containerd's are a few KiB.
+const MAX_CONFIG: u64 = 16 << 20;
+
+/// Why a bundle is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// The file cannot be read.
+    #[error("read {}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is too large.
+    #[error("{} exceeds {MAX_CONFIG} bytes", path.display())]
+    TooLarge {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// It is no OCI runtime configuration.
+    #[error("{} is no OCI runtime configuration: {reason}", path.display())]
+    Corrupt {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong and where, on one line.
+        reason: String,
+    },
+}
+
+/// A field that a virtual machine, or Hull as it is, cannot honour (docs/limits.md).
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is not supported: {reason}")]
+pub struct Unsupported {
+    field: String,
+    reason: &'static str,
+}
+
+/// Something of the host's that the guest mounts.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Path on the host: a directory or a single file.
+    pub source: PathBuf,
+    /// Name below the container's `mounts` directory on the share.
+    pub name: String,
+    /// Whether the host's side has to be read-only too.
+    pub read_only: bool,
+}
+
+/// What a container becomes in its guest.
+#[derive(Debug, PartialEq)]
+pub struct Guest {
+    /// The configuration for the agent.
+    pub spec: Spec,
+    /// What its bind mounts are backed by, in their order.
+    pub volumes: Vec<Volume>,
+    /// The namespace of the host that the machine's network is, if it exists already.
+    pub network_namespace: Option<PathBuf>,
+}
+
+/// Reads `config.json` of the bundle.
+///
+/// # Errors
+/// When it is missing, too large or no configuration.
+pub fn load(bundle: &Path) -> Result<Spec, BundleError> {
+    let path = bundle.join("config.json");
+    let mut text = Vec::new();
+    let read = std::fs::File::open(&path)
+        .and_then(|file| file.take(MAX_CONFIG + 1).read_to_end(&mut text));
+    if let Err(source) = read {
+        return Err(BundleError::Read { path, source });
+    }
+    if text.len() as u64 > MAX_CONFIG {
+        return Err(BundleError::TooLarge { path });
+    }
+    let corrupt = |reason| BundleError::Corrupt {
+        path: path.clone(),
+        reason,
+    };
+    let spec: Spec = serde_json::from_slice(&text).map_err(|e| corrupt(e.to_string()))?;
+    match &spec {
+        spec if spec.process().is_none() => Err(corrupt("it has no process".into())),
+        spec if spec.root().is_none() => Err(corrupt("it has no root".into())),
+        _ => Ok(spec),
+    }
+}
+
+/// The root file system on the host: what containerd mounted in the bundle, or, when it mounted
+/// nothing, what the configuration names.
+#[must_use]
+pub fn host_root(spec: &Spec, bundle: &Path, mounted: bool) -> PathBuf {
+    match spec.root() {
+        Some(root) if !mounted => bundle.join(root.path()),
+        _ => bundle.join("rootfs"),
+    }
+}
+
+/// Translates the configuration of container `id`, which the guest finds on its share at `share`.
+///
+/// # Errors
+/// The first field that cannot be honoured.
+pub fn translate(mut spec: Spec, id: &str, share: &Path) -> Result<Guest, Unsupported> {
+    let base = share.join(id);
+    if let Some(hooks) = spec.hooks()
+        && *hooks != oci_spec::runtime::Hooks::default()
+    {
+        return unsupported("hooks", "neither host nor guest runs them yet");
+    }
+    if let Some(root) = spec.root_mut() {
+        root.set_path(base.join("rootfs"));
+    }
+    if let Some(process) = spec.process_mut() {
+        drop_labels(process);
+    }
+    let mut network_namespace = None;
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_mount_label(None);
+        if linux.intel_rdt().is_some() {
+            return unsupported(
+                "linux.intelRdt",
+                "the guest's processor has no such resources",
+            );
+        }
+        if linux
+            .uid_mappings()
+            .as_ref()
+            .is_some_and(|mappings| !mappings.is_empty())
+        {
+            return unsupported(
+                "linux.uidMappings",
+                "user namespaces come with a later version",
+            );
+        }
+        let (namespaces, network) = namespaces(linux.namespaces().clone().unwrap_or_default())?;
+        linux.set_namespaces(Some(namespaces));
+        network_namespace = network;
+        for device in linux.devices().iter().flatten() {
+            check_device(device)?;
+        }
+        // The guest's cgroups are its own: names of the host's, systemd's slices among them, mean
+        // nothing there.
+        linux.set_cgroups_path(Some(Path::new("/hull").join(id)));
+    }
+    let mut volumes = Vec::new();
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        if let Some(volume) = volume(mount, volumes.len())? {
+            mount.set_source(Some(base.join("mounts").join(&volume.name)));
+            volumes.push(volume);
+        }
+    }
+    Ok(Guest {
+        spec,
+        volumes,
+        network_namespace,
+    })
+}
+
+/// A JSON object of a request that is none.
+#[derive(Debug, thiserror::Error)]
+#[error("the request holds no OCI {what} object")]
+pub struct Malformed {
+    what: &'static str,
+    #[source]
+    source: serde_json::Error,
+}
+
+/// Translates the `process` object of an added process.
+///
+/// # Errors
+/// When it is none.
+pub fn translate_process(json: &[u8]) -> Result<Vec<u8>, Malformed> {
+    let malformed = |source| Malformed {
+        what: "process",
+        source,
+    };
+    let mut process: Process = serde_json::from_slice(json).map_err(malformed)?;
+    drop_labels(&mut process);
+    serde_json::to_vec(&process).map_err(malformed)
+}
+
+/// Checks a `linux.resources` object.
+///
+/// # Errors
+/// When it is none.
+pub fn check_resources(json: &[u8]) -> Result<Vec<u8>, Malformed> {
+    let checked: Result<LinuxResources, _> = serde_json::from_slice(json);
+    match checked {
+        Ok(_) => Ok(json.to_owned()),
+        Err(source) => Err(Malformed {
+            what: "linux.resources",
+            source,
+        }),
+    }
+}
+
+/// Drops the labels of modules that the guest's kernel does not have.
+fn drop_labels(process: &mut Process) {
+    process.set_apparmor_profile(None);
+    process.set_selinux_label(None);
+}
+
+/// The namespaces that the guest makes, and the path of the network's.
+fn namespaces(
+    asked: Vec<LinuxNamespace>,
+) -> Result<(Vec<LinuxNamespace>, Option<PathBuf>), Unsupported> {
+    let mut kept = Vec::new();
+    let mut network = None;
+    for namespace in asked {
+        let path = namespace
+            .path()
+            .clone()
+            .filter(|path| !path.as_os_str().is_empty());
+        match namespace.typ() {
+            // The machine is one: its interfaces are the container's.
+            LinuxNamespaceType::Network => network = path,
+            LinuxNamespaceType::User => {
+                return unsupported(
+                    "linux.namespaces[user]",
+                    "user namespaces come with a later version",
+                );
+            }
+            typ if path.is_some() => {
+                return unsupported(
+                    &format!("linux.namespaces[{typ}].path"),
+                    "a namespace of the host cannot be joined from a virtual machine",
+                );
+            }
+            _ => kept.push(namespace),
+        }
+    }
+    Ok((kept, network))
+}
+
+/// What `mount` needs of the host, if anything.
+fn volume(mount: &Mount, number: usize) -> Result<Option<Volume>, Unsupported> {
+    let option = |wanted: &str| {
+        mount
+            .options()
+            .iter()
+            .flatten()
+            .any(|option| option == wanted)
+    };
+    let is_bind = mount.typ().as_deref() == Some("bind") || option("bind") || option("rbind");
+    if !is_bind {
+        return Ok(None);
+    }
+    if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
+        return unsupported(
+            "mounts[].uidMappings",
+            "idmapped mounts come with a later version",
+        );
+    }
+    let source = mount.source().clone().unwrap_or_default();
+    if !source.is_absolute() {
+        return unsupported(
+            "mounts[].source",
+            "the source of a bind mount is an absolute path",
+        );
+    }
+    let read_only = option("ro");
+    Ok(Some(Volume {
+        source,
+        name: number.to_string(),
+        read_only,
+    }))
+}
+
+/// Devices that are the same in every kernel may be made in the guest; those of the host's hardware
+/// are not there.
+fn check_device(device: &LinuxDevice) -> Result<(), Unsupported> {
+    /// Major and minor of null, zero, full, random, urandom, tty, console, ptmx, tun and fuse.
+    const VIRTUAL: [(i64, i64); 10] = [
+        (1, 3),
+        (1, 5),
+        (1, 7),
+        (1, 8),
+        (1, 9),
+        (5, 0),
+        (5, 1),
+        (5, 2),
+        (10, 200),
+        (10, 229),
+    ];
+    let known = VIRTUAL.contains(&(device.major(), device.minor()))
+        && matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U);
+    if known || device.typ() == LinuxDeviceType::P {
+        return Ok(());
+    }
+    unsupported(
+        &format!("linux.devices[{}]", device.path().display()),
+        "the host's devices are not in the virtual machine",
+    )
+}
+
+fn unsupported<T>(field: &str, reason: &'static str) -> Result<T, Unsupported> {
+    Err(Unsupported {
+        field: field.to_owned(),
+        reason,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A configuration such as `ctr` makes, with `change` merged in at the top.
+    fn spec(change: &Value) -> Spec {
+        let mut value = json!({
+            "ociVersion": "1.1.0",
+            "process": { "cwd": "/", "args": ["true"], "user": { "uid": 0, "gid": 0 },
+                         "apparmorProfile": "docker-default", "selinuxLabel": "a_t" },
+            "root": { "path": "rootfs", "readonly": true },
+            "mounts": [ { "destination": "/proc", "type": "proc", "source": "proc" } ],
+            "linux": { "cgroupsPath": "system.slice:cri:1",
+                       "namespaces": [ { "type": "pid" }, { "type": "network" } ] },
+        });
+        for (key, new) in change.as_object().unwrap() {
+            value[key] = new.clone();
+        }
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn guest(change: &Value) -> Result<Guest, Unsupported> {
+        translate(spec(change), "tide", Path::new("/share"))
+    }
+
+    #[test]
+    fn paths_cgroup_and_labels_are_the_guests() {
+        let guest = guest(&json!({})).unwrap();
+        let value = serde_json::to_value(&guest.spec).unwrap();
+        assert_eq!(
+            value["root"],
+            json!({ "path": "/share/tide/rootfs", "readonly": true })
+        );
+        assert_eq!(value["linux"]["cgroupsPath"], "/hull/tide");
+        assert_eq!(value["process"].get("apparmorProfile"), None);
+        assert_eq!(value["process"].get("selinuxLabel"), None);
+        assert_eq!(value["mounts"][0]["source"], "proc");
+    }
+
+    #[test]
+    fn the_network_namespace_is_the_machine() {
+        let namespaces = |network: Value| json!({ "linux": { "namespaces": [ { "type": "pid" }, { "type": "ipc" }, network ] } });
+        let new = guest(&namespaces(json!({ "type": "network" }))).unwrap();
+        assert_eq!(new.network_namespace, None);
+        let kept = serde_json::to_value(&new.spec).unwrap()["linux"]["namespaces"].clone();
+        assert_eq!(kept, json!([ { "type": "pid" }, { "type": "ipc" } ]));
+
+        let given = guest(&namespaces(
+            json!({ "type": "network", "path": "/run/netns/a" }),
+        ));
+        assert_eq!(
+            given.unwrap().network_namespace,
+            Some("/run/netns/a".into())
+        );
+    }
+
+    #[test]
+    fn bind_mounts_move_to_the_share() {
+        let guest = guest(&json!({ "mounts": [
+            { "destination": "/a", "type": "bind", "source": "/host/a", "options": ["rbind", "ro"] },
+            { "destination": "/tmp", "type": "tmpfs", "source": "tmpfs" },
+            { "destination": "/b", "source": "/host/b", "options": ["bind"] },
+        ] }))
+        .unwrap();
+        let sources: Vec<_> = guest
+            .spec
+            .mounts()
+            .iter()
+            .flatten()
+            .map(Mount::source)
+            .collect();
+        assert_eq!(
+            sources,
+            [
+                &Some("/share/tide/mounts/0".into()),
+                &Some("tmpfs".into()),
+                &Some("/share/tide/mounts/1".into())
+            ]
+        );
+        let volume = |source: &str, name: &str, read_only| Volume {
+            source: source.into(),
+            name: name.into(),
+            read_only,
+        };
+        assert_eq!(
+            guest.volumes,
+            [volume("/host/a", "0", true), volume("/host/b", "1", false)]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_refused_by_name() {
+        let linux = |inner: Value| json!({ "linux": inner });
+        for (change, field) in [
+            (
+                json!({ "hooks": { "prestart": [ { "path": "/bin/x" } ] } }),
+                "hooks",
+            ),
+            (
+                linux(json!({ "namespaces": [ { "type": "user" } ] })),
+                "linux.namespaces[user]",
+            ),
+            (
+                linux(json!({ "namespaces": [ { "type": "ipc", "path": "/proc/7/ns/ipc" } ] })),
+                "linux.namespaces[ipc].path",
+            ),
+            (
+                linux(json!({ "uidMappings": [ { "containerID": 0, "hostID": 9, "size": 1 } ] })),
+                "linux.uidMappings",
+            ),
+            (
+                linux(
+                    json!({ "devices": [ { "path": "/dev/sda", "type": "b", "major": 8, "minor": 0 } ] }),
+                ),
+                "linux.devices[/dev/sda]",
+            ),
+            (
+                json!({ "mounts": [ { "destination": "/a", "type": "bind", "source": "a" } ] }),
+                "mounts[].source",
+            ),
+        ] {
+            let error = guest(&change).unwrap_err();
+            assert_eq!(error.field, field, "{change}");
+        }
+    }
+
+    #[test]
+    fn empty_hooks_and_virtual_devices_are_fine() {
+        let change = json!({
+            "hooks": {},
+            "linux": { "devices": [ { "path": "/dev/fuse", "type": "c", "major": 10, "minor": 229 } ] },
+        });
+        assert!(guest(&change).is_ok());
+    }
+
+    #[test]
+    fn an_added_process_loses_its_labels_and_nothing_else() {
+        let process = json!({ "cwd": "/", "args": ["true"], "user": { "uid": 7, "gid": 7 },
+                              "apparmorProfile": "docker-default", "noNewPrivileges": true });
+        let translated = translate_process(process.to_string().as_bytes()).unwrap();
+        let translated: Value = serde_json::from_slice(&translated).unwrap();
+        assert_eq!(translated.get("apparmorProfile"), None);
+        assert_eq!(translated["noNewPrivileges"], true);
+        assert_eq!(translated["user"]["uid"], 7);
+    }
+
+    #[test]
+    fn objects_of_requests_are_checked() {
+        assert!(check_resources(b"{ \"memory\": { \"limit\": 4096 } }").is_ok());
+        assert!(check_resources(b"{ \"memory\": 7 }").is_err());
+        assert!(translate_process(b"").is_err());
+    }
+
+    #[test]
+    fn a_corrupt_file_is_named_with_the_place() {
+        let bundle = tempfile::tempdir().unwrap();
+        let load_text = |text: &str| {
+            std::fs::write(bundle.path().join("config.json"), text).unwrap();
+            load(bundle.path()).unwrap_err().to_string()
+        };
+        for (text, reason) in [
+            ("{ \"ociVersion\": ", "line 1"),
+            ("{}", "no process"),
+            ("{ \"ociVersion\": 7 }", "invalid type"),
+        ] {
+            let error = load_text(text);
+            assert!(
+                error.contains("config.json") && error.contains(reason),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_root_is_the_bundles_unless_nothing_was_mounted() {
+        let spec = spec(&json!({ "root": { "path": "/srv/root" } }));
+        assert_eq!(
+            host_root(&spec, Path::new("/b"), true),
+            Path::new("/b/rootfs")
+        );
+        assert_eq!(
+            host_root(&spec, Path::new("/b"), false),
+            Path::new("/srv/root")
+        );
+    }
+}

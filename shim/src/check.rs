@@ -1,0 +1,120 @@
+//! `hull check`: whether this host has what Hull needs.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use crate::config::Config;
+
+/// One thing that was looked at.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is.
+    pub name: &'static str,
+    /// What was found, or what is wrong and what to do.
+    pub result: Result<String, String>,
+}
+
+/// Looks at everything.
+#[must_use]
+pub fn check(config: &Config) -> Vec<Finding> {
+    let finding = |name, result| Finding { name, result };
+    vec![
+        finding("KVM", kvm()),
+        finding("kernel", file(&config.kernel, "kernel", false)),
+        finding("image", file(&config.image, "image", false)),
+        finding("vmm", file(&config.vmm, "vmm", true)),
+        finding("virtiofsd", file(&config.virtiofsd, "virtiofsd", true)),
+        finding("shim", shim(&std::env::var("PATH").unwrap_or_default())),
+        finding("cgroups", cgroups(Path::new("/sys/fs/cgroup"))),
+        finding("state", state(&config.state)),
+    ]
+}
+
+fn kvm() -> Result<String, String> {
+    let path = "/dev/kvm";
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(_) => Ok(format!("{path} can be opened")),
+        Err(e) => Err(format!(
+            "open {path}: {e}; load the module kvm_intel or kvm_amd, enable virtualization in the \
+             firmware, and run as root"
+        )),
+    }
+}
+
+fn file(path: &Path, key: &str, program: bool) -> Result<String, String> {
+    let shown = path.display();
+    let hint = format!("install it or set \"{key}\" in {}", crate::config::PATH);
+    match path.metadata() {
+        Err(e) => Err(format!("{shown}: {e}; {hint}")),
+        Ok(found) if !found.is_file() => Err(format!("{shown} is no file; {hint}")),
+        Ok(found) if program && found.permissions().mode() & 0o111 == 0 => {
+            Err(format!("{shown} is not executable; {hint}"))
+        }
+        Ok(found) => Ok(format!("{shown}, {} KiB", found.len() >> 10)),
+    }
+}
+
+fn shim(path: &str) -> Result<String, String> {
+    const NAME: &str = "containerd-shim-hull-v2";
+    let found = std::env::split_paths(path)
+        .map(|folder| folder.join(NAME))
+        .find(|p| p.is_file());
+    match found {
+        Some(path) => Ok(path.display().to_string()),
+        None => Err(format!(
+            "{NAME} is not in PATH, where containerd looks for it"
+        )),
+    }
+}
+
+/// containerd puts the shim, and so the VMM, into cgroups; figures and limits are told in version 2's
+/// terms.
+fn cgroups(root: &Path) -> Result<String, String> {
+    if root.join("cgroup.controllers").is_file() {
+        Ok(format!("version 2 at {}", root.display()))
+    } else {
+        Err(format!(
+            "no cgroup version 2 at {}; boot the host with systemd.unified_cgroup_hierarchy=1",
+            root.display()
+        ))
+    }
+}
+
+fn state(path: &Path) -> Result<String, String> {
+    match std::fs::create_dir_all(path) {
+        Ok(()) => Ok(format!("{} can be written", path.display())),
+        Err(e) => Err(format!(
+            "make {}: {e}; run as root or set \"state\"",
+            path.display()
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_with_what_to_do() {
+        let error = file(Path::new("/no/such"), "kernel", false).unwrap_err();
+        assert!(
+            error.contains("/no/such") && error.contains("set \"kernel\""),
+            "{error}"
+        );
+        assert!(shim("/no/such").unwrap_err().contains("PATH"));
+        let error = cgroups(Path::new("/no/such")).unwrap_err();
+        assert!(error.contains("unified_cgroup_hierarchy"), "{error}");
+    }
+
+    #[test]
+    fn a_program_has_to_be_executable() {
+        let file_ = tempfile::NamedTempFile::new().unwrap();
+        assert!(file(file_.path(), "vmm", false).is_ok());
+        assert!(
+            file(file_.path(), "vmm", true)
+                .unwrap_err()
+                .contains("not executable")
+        );
+    }
+}

@@ -1,0 +1,88 @@
+//! virtiofsd: shows the guest the sandbox's shared folder, and nothing else.
+//!
+//! It is started with a listening socket; the connection to it is made before it runs, so nobody
+//! waits for it, and handed to the VMM.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use command_fds::{CommandFdExt, FdMapping};
+use tokio::process::{Child, Command};
+
+use crate::state_dir::StateDir;
+
+/// Why the daemon could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum FsDaemonError {
+    /// Its socket.
+    #[error("prepare {}", path.display())]
+    Prepare {
+        /// Which file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The program.
+    #[error("start the file-system daemon {}", program.display())]
+    Start {
+        /// Which program.
+        program: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Starts the daemon for the sandbox; returns it with the VMM's end of its connection.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn start(program: &Path, state: &StateDir) -> Result<(Child, OwnedFd), FsDaemonError> {
+    let prepare = |path: &Path, source| FsDaemonError::Prepare {
+        path: path.to_owned(),
+        source,
+    };
+    // A socket's path is short (`sun_path`, 107 bytes) and a container's name need not be: the
+    // folder is named by its descriptor.
+    let folder = File::open(state.path()).map_err(|e| prepare(state.path(), e))?;
+    let socket = PathBuf::from(format!(
+        "/proc/self/fd/{}/virtiofsd.sock",
+        folder.as_raw_fd()
+    ));
+    let listener = UnixListener::bind(&socket).map_err(|e| prepare(&socket, e))?;
+    // The kernel queues the connection until the daemon accepts it.
+    let connection = UnixStream::connect(&socket).map_err(|e| prepare(&socket, e))?;
+    // Nobody else is to connect.
+    std::fs::remove_file(&socket).map_err(|e| prepare(&socket, e))?;
+
+    let mut command = Command::new(program);
+    command
+        .arg("--fd=3")
+        .arg(format!("--shared-dir={}", state.shared().display()))
+        .args(["--sandbox=namespace", "--seccomp=kill"])
+        // Each mount below is a file system of its own in the guest: inode numbers stay unique.
+        .arg("--announce-submounts")
+        .args(["--cache=auto", "--xattr", "--posix-acl"])
+        .args(["--inode-file-handles=never", "--log-level=warn"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+        .as_std_mut()
+        .fd_mappings(vec![FdMapping {
+            parent_fd: listener.into(),
+            child_fd: 3,
+        }])
+        .expect("one mapping does not collide");
+    let child = command.spawn().map_err(|source| FsDaemonError::Start {
+        program: program.to_owned(),
+        source,
+    })?;
+    Ok((child, connection.into()))
+}

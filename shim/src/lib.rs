@@ -1,0 +1,32 @@
+//! The host's side of Hull: what `containerd-shim-hull-v2` and `hull` are made of.
+//!
+//! ```text
+//! containerd ── ttrpc ──▶ task_service ──▶ runtime ──▶ sandbox ──▶ vmm_process ── control ──▶ hull-vmm
+//!       ◀── events ────────────────────────────┤          ├──────▶ fs_daemon ──▶ virtiofsd
+//!                                container ◀───┘          └─ agent ── ttrpc over vsock ──▶ hull-agent
+//! ```
+//! The shim is root on the host: whatever comes from a bundle or from the guest is checked here.
+
+#![forbid(unsafe_code)]
+
+pub mod bundle;
+pub mod check;
+pub mod cleanup;
+pub mod config;
+pub mod container;
+pub mod error;
+pub mod events;
+pub mod fs_daemon;
+pub mod log_lines;
+pub mod ports;
+pub mod process_identity;
+pub mod rootfs;
+pub mod runtime;
+pub mod sandbox;
+pub mod server;
+pub mod state_dir;
+pub mod stats;
+pub mod stdio;
+pub mod supervise;
+pub mod task_service;
+pub mod vmm_process;

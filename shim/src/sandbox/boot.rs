@@ -1,0 +1,431 @@
+//! From a folder with a container's files to a machine whose agent answers.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_protocol::{
+    AgentClient, HelloRequest, LOG_PORT, PROTOCOL_VERSION, RPC_PORT, SHARE_PATH, SHARE_TAG, Share,
+};
+use log::{info, warn};
+use tokio::process::Child;
+use ttrpc::r#async::transport::Socket;
+use vmm_control::{Disk, Event, VmConfig};
+
+use super::{Sandbox, shutdown};
+use crate::config::Config;
+use crate::error::chain;
+use crate::fs_daemon::{self, FsDaemonError};
+use crate::log_lines::{self, LastLine};
+use crate::ports::{Expected, Ports};
+use crate::state_dir::{StateDir, StateError};
+use crate::supervise::{Gone, Supervised};
+use crate::vmm_process::{self, Control, VmmError, VmmEvents};
+
+/// How long a guest may take until its agent answers. A second is plenty; an emulated host is slow.
+const BOOT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long the VMM's own reason for its end is waited for, when something else has noticed it.
+const REASON_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Kernel words that every guest is given (kernel-parameters.txt): where the root is; that a panic
+/// resets and a reset ends the machine; and what a guest without firmware need not test or wait for.
+const CMDLINE: &str = "root=/dev/vda ro rootfstype=erofs init=/sbin/hull-agent quiet reboot=k \
+    panic=-1 tsc=reliable no_timer_check random.trust_cpu=on cryptomgr.notests \
+    rcupdate.rcu_expedited=1";
+
+/// Why a sandbox did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// Its folder.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// No virtualization.
+    #[error("open /dev/kvm")]
+    Kvm(#[source] io::Error),
+    /// The guest's kernel or image.
+    #[error("open guest {what} {}", path.display())]
+    Asset {
+        /// The configuration's key for it.
+        what: &'static str,
+        /// Where it was expected.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The file-system daemon.
+    #[error(transparent)]
+    FsDaemon(#[from] FsDaemonError),
+    /// The VMM.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// The machine ended before its agent answered.
+    #[error("boot the virtual machine: {0}")]
+    Ended(String),
+    /// The agent does not answer.
+    #[error("boot the virtual machine: its agent did not answer within {} s", .0.as_secs())]
+    Silent(Duration),
+    /// The agent answers with an error.
+    #[error("greet the guest's agent")]
+    Hello(#[source] ttrpc::Error),
+}
+
+impl BootError {
+    /// What to do about it, if that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        let install = |key: &str| {
+            format!(
+                "install it or set \"{key}\" in {}",
+                crate::config::path().display()
+            )
+        };
+        match self {
+            Self::Kvm(_) => Some("run \"hull check\"".to_owned()),
+            Self::Asset { what, .. } => Some(install(what)),
+            Self::Vmm(VmmError::Start { .. }) => Some(install("vmm")),
+            Self::FsDaemon(FsDaemonError::Start { .. }) => Some(install("virtiofsd")),
+            _ => None,
+        }
+    }
+}
+
+/// What a sandbox is made from.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// Where everything is.
+    pub config: &'a Config,
+    /// The sandbox's folder, with what the guest is shown in place.
+    pub state: StateDir,
+    /// Memory of the machine.
+    pub memory_mib: u32,
+    /// The network namespace to be in; a new one without.
+    pub network: Option<&'a Path>,
+}
+
+impl Sandbox {
+    /// Boots a machine. If that fails, nothing is left of it, its folder included.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn boot(plan: Plan<'_>) -> Result<Self, BootError> {
+        let mut booting = Booting {
+            state: plan.state,
+            ports: Arc::default(),
+            gone: Gone::default(),
+            fs_daemon: None,
+            vmm: None,
+        };
+        let booted = booting
+            .boot(plan.config, plan.memory_mib, plan.network)
+            .await;
+        match booted {
+            Ok(agent) => Ok(booting.finish(agent)),
+            Err(error) => {
+                booting.undo().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A sandbox that is coming up: what there is of it so far.
+struct Booting {
+    state: StateDir,
+    ports: Arc<Ports>,
+    gone: Gone,
+    fs_daemon: Option<Supervised>,
+    vmm: Option<(Supervised, Control)>,
+}
+
+impl Booting {
+    async fn boot(
+        &mut self,
+        config: &Config,
+        memory_mib: u32,
+        network: Option<&Path>,
+    ) -> Result<AgentClient, BootError> {
+        // Everything that can be missing is looked for before anything is started.
+        let assets = Assets::open(config)?;
+        let serial = console(config, &self.state)?;
+        let rpc = self.ports.expect_at(RPC_PORT);
+        tokio::spawn(log_agent(self.ports.expect_at(LOG_PORT)));
+
+        let (vmm, control, events) = vmm_process::start(&config.vmm, network)?;
+        let vmm = self.supervise("hull-vmm", vmm)?;
+        let vmm_ended = vmm.ended();
+        self.vmm = Some((vmm, control.clone()));
+        let (daemon, connection) = fs_daemon::start(&config.virtiofsd, &self.state)?;
+        let daemon = self.supervise("virtiofsd", daemon)?;
+        let daemon_ended = daemon.ended();
+        self.fs_daemon = Some(daemon);
+
+        control.boot(VmConfig {
+            kvm: assets.kvm,
+            kernel: assets.kernel,
+            initrd: None,
+            cmdline: cmdline(config.debug_console),
+            vcpus: config.vcpus,
+            memory_mib,
+            serial,
+            disks: vec![Disk {
+                file: assets.image,
+                read_only: true,
+                serial: "guest".into(),
+            }],
+            nics: Vec::new(),
+            shares: vec![vmm_control::Share {
+                daemon: connection,
+                tag: SHARE_TAG.into(),
+            }],
+        })?;
+
+        let (ports, gone) = (Arc::clone(&self.ports), self.gone.clone());
+        tokio::spawn(async move { gone.tell(serve(events, &ports, vmm_ended).await) });
+        let gone = self.gone.clone();
+        tokio::spawn(async move {
+            let ended = daemon_ended.await;
+            // It ends with the VMM as well, whose reason is then the better one.
+            tokio::time::sleep(REASON_PATIENCE).await;
+            gone.tell(ended);
+        });
+        let (ports, gone) = (Arc::clone(&self.ports), self.gone.clone());
+        tokio::spawn(async move {
+            gone.reason().await;
+            control.stop();
+            ports.close();
+        });
+        self.greet(rpc, config).await
+    }
+
+    /// Waits for the agent and says hello.
+    async fn greet(&self, rpc: Expected, config: &Config) -> Result<AgentClient, BootError> {
+        let connected = tokio::time::timeout(BOOT_PATIENCE, rpc.connected()).await;
+        let socket = match connected {
+            Ok(Ok(socket)) => socket,
+            // Nobody waits for the guest any more, so there is a reason.
+            Ok(Err(_)) => return Err(BootError::Ended(self.why(config).await)),
+            Err(_) => return Err(BootError::Silent(BOOT_PATIENCE)),
+        };
+        let agent = AgentClient::new(ttrpc::r#async::Client::new(Socket::new(socket)));
+        let hello = HelloRequest {
+            version: PROTOCOL_VERSION,
+            shares: vec![Share {
+                tag: SHARE_TAG.into(),
+                path: SHARE_PATH.into(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let context = ttrpc::context::with_duration(BOOT_PATIENCE);
+        let answer = agent.hello(context, &hello).await;
+        let answer = answer.map_err(BootError::Hello)?;
+        info!(
+            "guest kernel {}, agent {}",
+            answer.kernel_release, answer.agent_version
+        );
+        Ok(agent)
+    }
+
+    /// Notes a process on disk, so that it is found after a crash, and supervises it.
+    fn supervise(&self, name: &'static str, child: Child) -> Result<Supervised, StateError> {
+        let supervised = Supervised::new(name, child);
+        self.state.note_process(supervised.pid)?;
+        Ok(supervised)
+    }
+
+    /// Why the machine ended, with what VMM and guest said last.
+    async fn why(&self, config: &Config) -> String {
+        let mut reason = self.gone.reason().await;
+        let said = self.vmm.as_ref().map(|(vmm, _)| vmm.last_line.get());
+        let console = last_line(&self.state.path().join("console.log"));
+        for line in said.into_iter().chain(console) {
+            if !line.is_empty() && !reason.contains(&line) {
+                reason = format!("{reason} ({line})");
+            }
+        }
+        if !config.debug_console {
+            reason.push_str(
+                "; \"debug_console = true\" in the configuration shows the guest's own words",
+            );
+        }
+        reason
+    }
+
+    fn finish(self, agent: AgentClient) -> Sandbox {
+        let (vmm, control) = self.vmm.expect("booted, so started");
+        Sandbox {
+            state: self.state,
+            control,
+            vmm,
+            fs_daemon: self.fs_daemon.expect("booted, so started"),
+            gone: self.gone,
+            ports: self.ports,
+            agent,
+        }
+    }
+
+    async fn undo(self) {
+        if let Err(e) = shutdown::end(self.vmm, self.fs_daemon, &self.state).await {
+            warn!("clean up after a failed boot: {}", chain(&e));
+        }
+    }
+}
+
+/// What a machine is made of, open.
+struct Assets {
+    kvm: OwnedFd,
+    kernel: OwnedFd,
+    image: OwnedFd,
+}
+
+impl Assets {
+    fn open(config: &Config) -> Result<Self, BootError> {
+        let open = |what, path: &PathBuf| {
+            File::open(path)
+                .map(OwnedFd::from)
+                .map_err(|source| BootError::Asset {
+                    what,
+                    path: path.clone(),
+                    source,
+                })
+        };
+        let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+        Ok(Self {
+            kvm: kvm.map_err(BootError::Kvm)?.into(),
+            kernel: open("kernel", &config.kernel)?,
+            image: open("image", &config.image)?,
+        })
+    }
+}
+
+fn cmdline(debug_console: bool) -> String {
+    // Without a console the driver need not look for one.
+    let console = if debug_console {
+        "console=ttyS0 loglevel=7"
+    } else {
+        "8250.nr_uarts=0"
+    };
+    format!("{CMDLINE} {console}")
+}
+
+fn console(config: &Config, state: &StateDir) -> Result<Option<OwnedFd>, StateError> {
+    if !config.debug_console {
+        return Ok(None);
+    }
+    let path = state.path().join("console.log");
+    match File::create(&path) {
+        Ok(file) => Ok(Some(file.into())),
+        Err(source) => Err(StateError::Make { path, source }),
+    }
+}
+
+fn last_line(path: &Path) -> Option<String> {
+    let text = std::fs::read(path).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
+    Some(line.trim().to_owned())
+}
+
+/// Hands the guest's connections to who waits for them, until the machine is over; tells why it is.
+async fn serve(
+    mut events: VmmEvents,
+    ports: &Ports,
+    vmm_ended: impl Future<Output = String>,
+) -> String {
+    while let Some(event) = events.recv().await {
+        match event {
+            Ok((Event::Dialled { port }, fds)) => {
+                for socket in fds.into_iter().take(1) {
+                    ports.deliver(port, socket);
+                }
+            }
+            Ok((Event::Started, _)) => {}
+            Ok((Event::Counters(counters), _)) => info!("{counters:?}"),
+            Ok((Event::Exited { reason, counters }, _)) => {
+                info!("the machine is over: {reason}; {counters:?}");
+                return reason.to_string();
+            }
+            Err(e) => {
+                let ended = tokio::time::timeout(REASON_PATIENCE, vmm_ended).await;
+                return ended.unwrap_or_else(|_| chain(&e));
+            }
+        }
+    }
+    "nobody listens to hull-vmm".to_owned()
+}
+
+/// The agent's log becomes the shim's.
+async fn log_agent(expected: Expected) {
+    if let Ok(socket) = expected.connected().await {
+        log_lines::copy("agent", socket, &LastLine::default()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn not_found() -> io::Error {
+        io::Error::from_raw_os_error(2)
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_what_to_do() {
+        let asset = BootError::Asset {
+            what: "kernel",
+            path: "/k".into(),
+            source: not_found(),
+        };
+        let start = BootError::Vmm(VmmError::Start {
+            program: "/v".into(),
+            source: not_found(),
+        });
+        for (error, path, hint) in [
+            (asset, "/k", "set \"kernel\""),
+            (start, "/v", "set \"vmm\""),
+            (BootError::Kvm(not_found()), "/dev/kvm", "hull check"),
+        ] {
+            let text = chain(&error);
+            assert!(
+                text.contains(path) && text.ends_with("No such file or directory (os error 2)"),
+                "{text}"
+            );
+            assert!(error.hint().unwrap().contains(hint), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_guest_has_a_console_only_when_it_is_asked_for() {
+        assert!(!cmdline(false).contains("console="));
+        assert!(cmdline(true).contains("console=ttyS0"));
+        assert!(cmdline(false).ends_with(" 8250.nr_uarts=0"));
+    }
+
+    #[tokio::test]
+    async fn the_vmms_own_reason_is_the_machines_and_without_one_its_exit_status() {
+        use vmm_control::{Counters, ExitReason, ReceiveError};
+
+        let ports = Ports::default();
+        let never = std::future::pending::<String>();
+        let (said, events) = tokio::sync::mpsc::channel(2);
+        let exited = Event::Exited {
+            reason: ExitReason::Failed("no vCPU".into()),
+            counters: Counters::default(),
+        };
+        said.send(Ok((exited, Vec::new()))).await.unwrap();
+        assert_eq!(serve(events, &ports, never).await, "no vCPU");
+
+        let (said, events) = tokio::sync::mpsc::channel(2);
+        said.send(Err(ReceiveError::Closed)).await.unwrap();
+        let ended = async { "hull-vmm ended: signal: 9".to_owned() };
+        assert_eq!(
+            serve(events, &ports, ended).await,
+            "hull-vmm ended: signal: 9"
+        );
+    }
+}

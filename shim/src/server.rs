@@ -1,0 +1,184 @@
+//! The shim's three actions, as containerd calls them (runtime-v2.md): `start` puts a server into
+//! the background and says where it listens, without an action it is that server, `delete` cleans
+//! up after one that is gone.
+//!
+//! containerd 1.7 speaks version 2 of the task service and containerd 2 version 3, which differ in
+//! the service's name alone: the server has both, and `start` announces the newer one that
+//! containerd understands.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use containerd_shim::asynchronous::spawn;
+use containerd_shim::protos::api::DeleteResponse;
+use containerd_shim::protos::shim_async::{Task, create_task};
+use containerd_shim::{Flags, StartOpts, logger};
+use log::info;
+use protobuf::{Message, MessageField};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use ttrpc::r#async::Server;
+use ttrpc::r#async::transport::Listener;
+
+use crate::cleanup;
+use crate::config::Config;
+use crate::container::LOST;
+use crate::events::Events;
+use crate::runtime::Runtime;
+use crate::state_dir::StateDir;
+use crate::task_service::TaskService;
+
+/// Runtime name of Hull.
+pub const RUNTIME: &str = "io.containerd.hull.v2";
+
+const TASK_V2: &str = "containerd.task.v2.Task";
+const TASK_V3: &str = "containerd.task.v3.Task";
+
+/// Carries out the action that containerd asks for.
+///
+/// # Errors
+/// When it fails; the text is for containerd's log and, from `start`, for the user.
+pub async fn run(flags: Flags) -> anyhow::Result<()> {
+    match flags.action.as_str() {
+        "start" => start(&flags).await,
+        "delete" => delete(&flags),
+        "" => serve(&flags).await,
+        other => bail!("unknown action {other:?}; containerd calls start and delete"),
+    }
+}
+
+async fn start(flags: &Flags) -> anyhow::Result<()> {
+    let options = StartOpts {
+        id: flags.id.clone(),
+        publish_binary: flags.publish_binary.clone(),
+        address: flags.address.clone(),
+        ttrpc_address: std::env::var("TTRPC_ADDRESS").context("read TTRPC_ADDRESS")?,
+        namespace: flags.namespace.clone(),
+        debug: flags.debug,
+        ..Default::default()
+    };
+    let grouping = options.id.clone();
+    let address = spawn(options, &grouping, Vec::new()).await?;
+    let version = task_version(std::env::var("MAX_SHIM_VERSION").ok().as_deref());
+    let answer = serde_json::json!({ "version": version, "address": address, "protocol": "ttrpc" });
+    println!("{answer}");
+    Ok(())
+}
+
+/// The version to announce; a containerd that does not say what it understands is an old one.
+fn task_version(max: Option<&str>) -> u32 {
+    match max.and_then(|max| max.parse::<u32>().ok()) {
+        Some(3..) => 3,
+        _ => 2,
+    }
+}
+
+fn delete(flags: &Flags) -> anyhow::Result<()> {
+    let config = Config::load()?;
+    let bundle = match flags.bundle.as_str() {
+        "" => std::env::current_dir().context("find the bundle")?,
+        bundle => PathBuf::from(bundle),
+    };
+    let state = StateDir::at(&config.state, &flags.namespace, &flags.id)?;
+    cleanup::clean_up(&state, &bundle)?;
+    let response = DeleteResponse {
+        exit_status: LOST,
+        exited_at: MessageField::some(std::time::SystemTime::now().into()),
+        ..Default::default()
+    };
+    response
+        .write_to_writer(&mut std::io::stdout())
+        .context("answer containerd")
+}
+
+async fn serve(flags: &Flags) -> anyhow::Result<()> {
+    let socket = flags
+        .socket
+        .strip_prefix("unix://")
+        .unwrap_or(&flags.socket);
+    let socket = Path::new(socket);
+    logger::init(flags.debug, "info", &flags.namespace, &flags.id)?;
+    let listener = listen(socket)?;
+
+    let address = std::env::var("TTRPC_ADDRESS").context("read TTRPC_ADDRESS")?;
+    let (events, published) = Events::to_containerd(address, flags.namespace.clone());
+    let shutdown = Arc::new(Notify::new());
+    let runtime = Runtime::new(&flags.namespace, &flags.id, events, Arc::clone(&shutdown));
+    let task: Arc<dyn Task + Send + Sync> = Arc::new(TaskService::new(runtime));
+    let mut server = Server::new().add_listener(Listener::from(listener));
+    for name in [TASK_V2, TASK_V3] {
+        let services = create_task(Arc::clone(&task));
+        let renamed = services
+            .into_values()
+            .map(|service| (name.to_owned(), service));
+        server = server.register_service(renamed.collect());
+    }
+    drop(task);
+    server.start().await.context("serve the task service")?;
+    // `start` waits for the end of our standard output.
+    let null = std::fs::File::options().write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdout(&null).context("close standard output")?;
+    info!("serving at {}", socket.display());
+
+    ended(&shutdown).await?;
+    server.shutdown().await.context("stop serving")?;
+    let _ = std::fs::remove_file(socket);
+    drop(server);
+    // The last event is containerd's before the process is gone.
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(5), published).await;
+    Ok(())
+}
+
+/// Listens at the socket. One that is there was left by a shim that crashed: containerd starts a
+/// shim for an id only when it has none.
+fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(parent) = socket.parent() {
+        std::fs::create_dir_all(parent).with_context(|| format!("make {}", parent.display()))?;
+    }
+    match std::fs::remove_file(socket) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(e).with_context(|| format!("remove {}", socket.display()));
+        }
+        _ => {}
+    }
+    let listener =
+        UnixListener::bind(socket).with_context(|| format!("listen at {}", socket.display()))?;
+    // root alone may ask for containers.
+    std::fs::set_permissions(socket, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .with_context(|| format!("restrict {}", socket.display()))?;
+    Ok(listener)
+}
+
+/// Waits until the shim is to end. Signals that containerd's own shims ignore are ignored too: a
+/// container ends when containerd says so.
+async fn ended(shutdown: &Notify) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    loop {
+        tokio::select! {
+            () = shutdown.notified() => return Ok(()),
+            _ = terminate.recv() => info!("SIGTERM is ignored"),
+            _ = interrupt.recv() => info!("SIGINT is ignored"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_version_that_containerd_understands_is_announced() {
+        for (max, version) in [
+            (None, 2),
+            (Some("2"), 2),
+            (Some("3"), 3),
+            (Some("4"), 3),
+            (Some("x"), 2),
+        ] {
+            assert_eq!(task_version(max), version, "{max:?}");
+        }
+    }
+}

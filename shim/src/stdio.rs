@@ -1,0 +1,343 @@
+//! Standard streams: containerd's named pipes on one side, the guest's connections on the other.
+//!
+//! Both ends of each pipe are held here, so that a client who comes late, leaves or comes back does
+//! no harm. A pipe for output is closed when the guest's stream has ended and every byte is in it,
+//! which is what its reader waits for. Input ends when the last writer has closed the pipe, of whom
+//! this process is one until CloseIO.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use log::warn;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::unix::pipe;
+use tokio::task::JoinHandle;
+
+use crate::ports::{Expected, Ports};
+
+/// Bytes copied at a time: what a pipe holds.
+const CHUNK: usize = 64 * 1024;
+
+/// A process's streams as containerd names them; an empty path is no stream.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Paths {
+    /// Named pipe to read from.
+    pub stdin: String,
+    /// Named pipe, or `file://` URI, to write to.
+    pub stdout: String,
+    /// The same; with a terminal there is none.
+    pub stderr: String,
+    /// One pseudo-terminal for all.
+    pub terminal: bool,
+}
+
+/// Why a stream cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum StdioError {
+    /// Neither a path nor a scheme that is known.
+    #[error("standard stream {0:?} is not supported; use a named pipe or file://")]
+    Scheme(String),
+    /// The kernel refused.
+    #[error("open standard stream {}", path.display())]
+    Open {
+        /// Which one.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Streams that are copied, or will be as soon as the guest connects.
+#[derive(Debug, Default)]
+pub struct Streams {
+    stdin: Option<JoinHandle<()>>,
+    outputs: Vec<JoinHandle<()>>,
+    /// Our own end for writing of the input's pipe, until CloseIO.
+    writer: Option<pipe::Sender>,
+}
+
+/// Opens what `paths` names and starts copying; also says what to tell the agent.
+///
+/// # Errors
+/// When a stream cannot be opened; none is left open then.
+pub fn open(paths: &Paths, ports: &Ports) -> Result<(Streams, agent_protocol::Stdio), StdioError> {
+    let stdin = input(&paths.stdin)?;
+    let stdout = output(&paths.stdout)?;
+    let stderr = if paths.terminal {
+        None
+    } else {
+        output(&paths.stderr)?
+    };
+
+    let mut streams = Streams::default();
+    let mut stdio = agent_protocol::Stdio {
+        terminal: paths.terminal,
+        ..Default::default()
+    };
+    if let Some((reader, writer)) = stdin {
+        let expected = ports.expect();
+        stdio.stdin = expected.port;
+        streams.writer = Some(writer);
+        streams.stdin = Some(tokio::spawn(copy_in(reader, expected)));
+    }
+    if let Some(sink) = stdout {
+        let expected = ports.expect();
+        stdio.stdout = expected.port;
+        streams.outputs.push(tokio::spawn(copy_out(expected, sink)));
+    }
+    if let Some(sink) = stderr {
+        let expected = ports.expect();
+        stdio.stderr = expected.port;
+        streams.outputs.push(tokio::spawn(copy_out(expected, sink)));
+    }
+    Ok((streams, stdio))
+}
+
+impl Streams {
+    /// Lets the input end with its last writer but us, after what is in the pipe.
+    pub fn close_stdin(&mut self) {
+        self.writer = None;
+    }
+
+    /// Waits until all output has been copied, at most `patience`: a process that was left behind
+    /// may keep a stream open for ever.
+    pub async fn drained(&mut self, patience: Duration) {
+        let all = async {
+            for output in &mut self.outputs {
+                let _ = output.await;
+            }
+        };
+        let _ = tokio::time::timeout(patience, all).await;
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        for copy in self.stdin.iter().chain(&self.outputs) {
+            copy.abort();
+        }
+    }
+}
+
+type Sink = Box<dyn AsyncWrite + Send + Unpin>;
+
+fn input(path: &str) -> Result<Option<(pipe::Receiver, pipe::Sender)>, StdioError> {
+    if path.is_empty() {
+        return Ok(None);
+    }
+    let path = local(path)?;
+    let opened = pipe::OpenOptions::new()
+        .open_receiver(path)
+        .and_then(|reader| Ok((reader, pipe::OpenOptions::new().open_sender(path)?)));
+    opened.map(Some).map_err(|source| StdioError::Open {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn output(path: &str) -> Result<Option<Sink>, StdioError> {
+    if path.is_empty() {
+        return Ok(None);
+    }
+    if let Some(path) = path.strip_prefix("file://") {
+        let opened = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path);
+        let file = opened.map_err(|source| StdioError::Open {
+            path: path.into(),
+            source,
+        })?;
+        return Ok(Some(Box::new(tokio::fs::File::from_std(file))));
+    }
+    let path = local(path)?;
+    let opened = pipe::OpenOptions::new().read_write(true).open_sender(path);
+    match opened {
+        Ok(pipe) => Ok(Some(Box::new(pipe))),
+        Err(source) => Err(StdioError::Open {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn local(path: &str) -> Result<&Path, StdioError> {
+    if path.starts_with('/') {
+        Ok(Path::new(path))
+    } else {
+        Err(StdioError::Scheme(path.into()))
+    }
+}
+
+async fn copy_in(mut pipe: pipe::Receiver, expected: Expected) {
+    let Ok(mut socket) = expected.connected().await else {
+        return;
+    };
+    // Fails when the process has closed its input: what it does not want is nobody's.
+    if copy(&mut pipe, &mut socket).await.is_ok() {
+        let _ = socket.shutdown().await;
+    }
+}
+
+async fn copy_out(expected: Expected, mut sink: Sink) {
+    let Ok(mut socket) = expected.connected().await else {
+        return;
+    };
+    if let Err(e) = copy(&mut socket, &mut sink).await {
+        warn!("copy standard output: {e}");
+    }
+}
+
+async fn copy(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+) -> io::Result<()> {
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let length = from.read(&mut chunk).await?;
+        if length == 0 {
+            return to.flush().await;
+        }
+        to.write_all(&chunk[..length]).await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use nix::sys::stat::Mode;
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    struct Fixture {
+        directory: tempfile::TempDir,
+        ports: Ports,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            for name in ["in", "out"] {
+                nix::unistd::mkfifo(&directory.path().join(name), Mode::S_IRWXU).unwrap();
+            }
+            Self {
+                directory,
+                ports: Ports::default(),
+            }
+        }
+
+        fn path(&self, name: &str) -> String {
+            self.directory.path().join(name).display().to_string()
+        }
+
+        /// Connects as the guest would.
+        fn connect(&self, port: u32) -> UnixStream {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            self.ports.deliver(port, theirs.into_std().unwrap().into());
+            ours
+        }
+    }
+
+    #[tokio::test]
+    async fn output_is_there_for_a_reader_who_comes_late_and_then_ends() {
+        let fixture = Fixture::new();
+        let paths = Paths {
+            stdout: fixture.path("out"),
+            ..Paths::default()
+        };
+        let (mut streams, stdio) = open(&paths, &fixture.ports).unwrap();
+        let mut guest = fixture.connect(stdio.stdout);
+        guest.write_all(b"tide").await.unwrap();
+        let path = fixture.path("out");
+        let reader = tokio::task::spawn_blocking(move || {
+            let mut text = String::new();
+            std::fs::File::open(path)
+                .unwrap()
+                .read_to_string(&mut text)
+                .unwrap();
+            text
+        });
+        // The reader has the pipe open before the stream ends.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        drop(guest);
+        streams.drained(Duration::from_secs(5)).await;
+        assert_eq!(reader.await.unwrap(), "tide");
+    }
+
+    #[tokio::test]
+    async fn input_survives_its_writers_and_ends_with_the_last_after_close() {
+        let fixture = Fixture::new();
+        let paths = Paths {
+            stdin: fixture.path("in"),
+            ..Paths::default()
+        };
+        let (mut streams, stdio) = open(&paths, &fixture.ports).unwrap();
+        let mut guest = fixture.connect(stdio.stdin);
+        let write = |text: &'static [u8]| {
+            let path = fixture.path("in");
+            move || {
+                let mut pipe = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+                pipe.write_all(text).unwrap();
+            }
+        };
+        tokio::task::spawn_blocking(write(b"high ")).await.unwrap();
+        let mut text = vec![0; 5];
+        guest.read_exact(&mut text).await.unwrap();
+        let mut more = [0];
+        let ended = tokio::time::timeout(Duration::from_millis(50), guest.read(&mut more)).await;
+        assert!(ended.is_err(), "it ended with a writer that may come back");
+
+        tokio::task::spawn_blocking(write(b"low")).await.unwrap();
+        streams.close_stdin();
+        guest.read_to_end(&mut text).await.unwrap();
+        assert_eq!(text, b"high low");
+    }
+
+    #[tokio::test]
+    async fn closing_the_input_before_the_guest_connects_loses_nothing() {
+        let fixture = Fixture::new();
+        let paths = Paths {
+            stdin: fixture.path("in"),
+            ..Paths::default()
+        };
+        let (mut streams, stdio) = open(&paths, &fixture.ports).unwrap();
+        let mut writer = std::fs::OpenOptions::new()
+            .write(true)
+            .open(fixture.path("in"))
+            .unwrap();
+        writer.write_all(b"low").unwrap();
+        drop(writer);
+        streams.close_stdin();
+        let mut guest = fixture.connect(stdio.stdin);
+        let mut text = String::new();
+        guest.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "low");
+    }
+
+    #[tokio::test]
+    async fn a_scheme_that_is_not_known_is_named() {
+        let paths = Paths {
+            stdout: "binary:///bin/log".into(),
+            ..Paths::default()
+        };
+        let error = open(&paths, &Ports::default()).unwrap_err();
+        assert!(error.to_string().contains("binary:///bin/log"));
+    }
+
+    #[tokio::test]
+    async fn a_terminal_has_no_standard_error() {
+        let fixture = Fixture::new();
+        let paths = Paths {
+            stdout: fixture.path("out"),
+            stderr: fixture.path("missing"),
+            terminal: true,
+            ..Paths::default()
+        };
+        let (_streams, stdio) = open(&paths, &fixture.ports).unwrap();
+        assert_eq!((stdio.terminal, stdio.stderr), (true, 0));
+    }
+}
