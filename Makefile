@@ -1,0 +1,51 @@
+# A thin front: every verb is a command one could type. `make help` lists them.
+
+SHELL := /bin/bash
+ARCH ?= $(shell uname -m)
+DESTDIR ?=
+TARGET := $(ARCH)-unknown-linux-gnu
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+BIN := $(TARGET_DIR)/$(TARGET)/release
+
+# Static, so that the programs run on any distribution and in an empty root. Naming the target
+# keeps the flag away from build scripts and procedural macros.
+STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --release --locked --target $(TARGET)
+
+.PHONY: help demo test check unit vm-test build guest install clean
+
+help: ## List the verbs
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+
+demo: ## A container from its own kernel, from nothing; says what it does
+	@tests/demo/run
+
+test: ## Everything: check, unit, vm-test
+	@tests/run
+
+check: ## Formatting, lints, documentation
+	cargo fmt --all --check
+	cargo clippy --quiet --locked --workspace --all-targets -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" cargo doc --quiet --locked --workspace --no-deps
+
+unit: ## Tests that need no virtual machine
+	cargo nextest run --locked --workspace --exclude hull-tests
+
+vm-test: ## Tests that need one: they run in the test host
+	@tests/integration/run
+
+build: ## The programs, static, in $(BIN)
+	$(STATIC) -p hull-vmm -p hull-shim
+
+guest: ## The guest's kernel and image; prints where they are
+	@guest-kernel-config/build --arch $(ARCH)
+	@agent/image/build
+
+install: build ## Everything a host needs, under DESTDIR
+	install -D -m 755 -t $(DESTDIR)/usr/bin $(BIN)/containerd-shim-hull-v2 $(BIN)/hull
+	install -D -m 755 -t $(DESTDIR)/usr/lib/hull $(BIN)/hull-vmm
+	kernel=$$(guest-kernel-config/build --arch $(ARCH)) && install -D -m 644 "$$kernel" $(DESTDIR)/usr/lib/hull/vmlinux
+	image=$$(agent/image/build) && install -D -m 644 "$$image" $(DESTDIR)/usr/lib/hull/guest.erofs
+	install -D -m 644 dist/config.toml $(DESTDIR)/etc/hull/config.toml
+
+clean: ## Remove what was built here; the caches outside stay
+	cargo clean

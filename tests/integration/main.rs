@@ -1,0 +1,14 @@
+//! Stories of users and of shims, on real containerd and real virtual machines.
+//!
+//! Run them with `tests/integration/run`.
+
+/// What goes wrong before a container runs: one clear error, nothing left.
+mod errors;
+/// What containerd is told, in order.
+mod events;
+/// Containers that stay: exec, look inside, signal, remove.
+mod lifecycle;
+/// Containers that run one command.
+mod run;
+/// `hull-vmm` alone, with a kernel and busybox.
+mod vmm;

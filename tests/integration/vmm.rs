@@ -1,0 +1,153 @@
+//! `hull-vmm` without shim and agent: boot, devices, ends.
+
+use std::io::{Read, Seek, Write};
+
+use hull_tests::{Host, Machine, Tap};
+use vmm_control::{Event, ExitReason, Request};
+
+#[test]
+fn a_guest_boots_and_its_reboot_ends_the_machine() {
+    let _host = Host::take();
+
+    let (reason, counters, console) = Machine::with_script("uname -sm").boot().finish();
+
+    assert_eq!(reason, ExitReason::Reset, "{console}");
+    assert!(console.contains("Linux x86_64") && console.contains("THE-END"), "{console}");
+    assert!(counters.boot_to_run_us > 0 && counters.exits_io > 0, "{counters:?}");
+}
+
+#[test]
+fn every_vcpu_and_all_memory_is_there() {
+    let _host = Host::take();
+
+    let script = "nproc; free -m | awk '/Mem/ { print \"MiB\", ($2 > 3700) }'";
+    let (_, _, console) = Machine::with_script(script).size(2, 4096).boot().finish();
+
+    assert!(console.contains("2\r\nMiB 1"), "{console}");
+}
+
+#[test]
+fn what_is_written_to_a_disk_is_in_its_file() {
+    let _host = Host::take();
+    let mut disk = tempfile::tempfile().unwrap();
+    disk.set_len(64 << 20).unwrap();
+    disk.write_all(b"high").unwrap();
+
+    let script = "head -c 4 /dev/vda; cat /sys/block/vda/serial; blockdev --getsize64 /dev/vda
+        printf tide | dd of=/dev/vda bs=512 seek=131071 conv=fsync 2>&1";
+    let (_, _, console) = Machine::with_script(script).disk(&disk, false, "kelp").boot().finish();
+
+    assert!(console.contains("highkelp") && console.contains("67108864"), "{console}");
+    let mut end = [0; 4];
+    disk.seek(std::io::SeekFrom::Start((64 << 20) - 512)).unwrap();
+    disk.read_exact(&mut end).unwrap();
+    assert_eq!(&end, b"tide", "{console}");
+}
+
+#[test]
+fn a_read_only_disk_stays_as_it_is_although_its_file_is_writable() {
+    let _host = Host::take();
+    let disk = tempfile::tempfile().unwrap();
+    disk.set_len(1 << 20).unwrap();
+
+    let script = "cat /sys/block/vda/ro; printf tide | dd of=/dev/vda conv=fsync; echo status $?";
+    let (_, _, console) = Machine::with_script(script).disk(&disk, true, "").boot().finish();
+
+    assert!(console.contains("1\r\n") && console.contains("status 1"), "{console}");
+    let mut start = [1; 4];
+    (&disk).rewind().unwrap();
+    (&disk).read_exact(&mut start).unwrap();
+    assert_eq!(start, [0; 4]);
+}
+
+#[test]
+fn a_disk_in_an_unknown_format_is_raw_bytes() {
+    // GHSA-jmr4-g2hv-mjj6: a guest wrote a qcow2 header that named a file of the host.
+    let _host = Host::take();
+    let mut disk = tempfile::tempfile().unwrap();
+    disk.write_all(b"QFI\xfb\x00\x00\x00\x03").unwrap();
+    disk.set_len(1 << 20).unwrap();
+
+    let script = "head -c 3 /dev/vda; blockdev --getsize64 /dev/vda";
+    let (_, _, console) = Machine::with_script(script).disk(&disk, false, "").boot().finish();
+
+    assert!(console.contains("QFI1048576"), "{console}");
+}
+
+#[test]
+fn the_guest_has_entropy_from_the_host() {
+    let _host = Host::take();
+
+    let script = "cat /sys/class/misc/hw_random/rng_current; head -c 8 /dev/hwrng | wc -c";
+    let (_, _, console) = Machine::with_script(script).boot().finish();
+
+    assert!(console.contains("virtio_rng.0") && console.contains("\r\n8\r\n"), "{console}");
+}
+
+#[test]
+fn packets_cross_a_tap_both_ways() {
+    let _host = Host::take();
+    let tap = Tap::up("hulltest0", "192.0.2.1/24");
+    let name = tap.name().to_owned();
+
+    let script = "cat /sys/class/net/eth0/address
+        ip address add 192.0.2.2/24 dev eth0; ip link set eth0 up
+        ping -c 3 -W 10 -s 1400 192.0.2.1";
+    let machine = Machine::with_script(script).nic(tap, "02:00:00:00:00:07".parse().unwrap());
+    let (_, _, console) = machine.boot().finish();
+
+    assert!(console.contains("02:00:00:00:00:07"), "{console}");
+    assert!(console.contains("3 packets received"), "{name}: {console}");
+}
+
+#[test]
+fn a_panic_ends_the_machine() {
+    let _host = Host::take();
+
+    let (reason, _, console) = Machine::with_script("exit 1").boot().finish();
+
+    assert_eq!(reason, ExitReason::Reset);
+    assert!(console.contains("Kernel panic - not syncing: Attempted to kill init"), "{console}");
+}
+
+#[test]
+fn a_triple_fault_ends_the_machine_and_is_named() {
+    let _host = Host::take();
+
+    let (reason, _, console) = Machine::with_script("true").cmdline("reboot=t").boot().finish();
+
+    assert_eq!(reason, ExitReason::TripleFault, "{console}");
+}
+
+#[test]
+fn a_stop_request_ends_the_machine_at_once() {
+    let _host = Host::take();
+    let vm = Machine::with_script("echo ready; sleep 1000").boot();
+    assert_eq!(vm.event(), Some(Event::Started));
+    vm.wait_for("ready");
+
+    vm.request(&Request::Counters);
+    assert!(matches!(vm.event(), Some(Event::Counters(counters)) if counters.exits_mmio > 0));
+    vm.request(&Request::Stop);
+
+    assert_eq!(vm.finish().0, ExitReason::Stopped);
+}
+
+#[test]
+fn a_machine_ends_with_its_shim() {
+    let _host = Host::take();
+    let vm = Machine::with_script("echo ready; while :; do :; done").boot();
+    vm.wait_for("ready");
+
+    vm.abandon();
+}
+
+#[test]
+fn no_console_is_there_unless_asked_for() {
+    let _host = Host::take();
+
+    // Every test above has a console; a container's machine has none (docs/vmm.md).
+    let run = _host.container("console").run(&["cat", "/proc/consoles"]);
+
+    assert_eq!((run.status, run.stdout.as_str()), (0, ""), "{run:?}");
+}

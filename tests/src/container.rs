@@ -1,0 +1,135 @@
+//! Containers through `ctr`, on Hull or, to compare, on runc.
+
+use crate::command::{Finished, command};
+use crate::host::Host;
+use crate::{RUNTIME, wait};
+
+/// The image that `tests/images/build` makes.
+pub const IMAGE: &str = "localhost/hull/busybox:latest";
+
+/// A container to be run, and then one that runs.
+#[derive(Debug)]
+pub struct Container<'a> {
+    host: &'a Host,
+    name: &'a str,
+    runtime: &'a str,
+    options: Vec<String>,
+    image: Vec<String>,
+    stdin: &'a [u8],
+}
+
+impl<'a> Container<'a> {
+    pub(crate) fn new(host: &'a Host, name: &'a str) -> Self {
+        let image = vec![IMAGE.to_owned()];
+        Self { host, name, runtime: RUNTIME, options: Vec::new(), image, stdin: b"" }
+    }
+
+    /// Runs it on another runtime.
+    #[must_use]
+    pub fn runtime(mut self, runtime: &'a str) -> Self {
+        self.runtime = runtime;
+        self
+    }
+
+    /// Adds options of `ctr run`.
+    #[must_use]
+    pub fn options(mut self, options: &[&str]) -> Self {
+        self.options.extend(options.iter().map(|&option| option.to_owned()));
+        self
+    }
+
+    /// Uses another image, or with nothing none at all (`--rootfs`, `--config`).
+    #[must_use]
+    pub fn image(mut self, image: &[&str]) -> Self {
+        self.image = image.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
+    /// Gives `ctr` this input.
+    #[must_use]
+    pub fn stdin(mut self, stdin: &'a [u8]) -> Self {
+        self.stdin = stdin;
+        self
+    }
+
+    /// Runs a command in it to its end and removes it (`ctr run --rm`).
+    #[must_use]
+    pub fn run(&self, args: &[&str]) -> Finished {
+        command("ctr", &self.words(&["--rm"], args), self.stdin)
+    }
+
+    /// As [`Container::run`], on a terminal of its own.
+    #[must_use]
+    pub fn run_on_terminal(&self, args: &[&str]) -> Finished {
+        let words: Vec<String> = self
+            .words(&["--rm", "--tty"], args)
+            .into_iter()
+            .map(|word| format!("'{}'", word.replace('\'', r"'\''")))
+            .collect();
+        let line = format!("ctr {}", words.join(" "));
+        command("script", &["--quiet", "--return", "--command", &line, "/dev/null"], self.stdin)
+    }
+
+    /// Starts a command in it and leaves it running (`ctr run --detach`).
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[track_caller]
+    pub fn start(self, args: &[&str]) -> Self {
+        let started = command("ctr", &self.words(&["--detach"], args), self.stdin);
+        assert_eq!(started.status, 0, "{started:#?}");
+        self
+    }
+
+    /// Runs a further command in it (`ctr task exec`).
+    #[must_use]
+    pub fn exec(&self, exec_id: &str, args: &[&str]) -> Finished {
+        let words = [&["task", "exec", "--exec-id", exec_id, self.name], args].concat();
+        command("ctr", &words, self.stdin)
+    }
+
+    /// The line of `ctr task ls` that tells of it.
+    #[must_use]
+    pub fn listed(&self) -> Option<Vec<String>> {
+        let list = self.host.ctr(&["task", "ls"]);
+        let line = list.output().lines().find(|line| line.split_whitespace().next() == Some(self.name))?;
+        Some(line.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// Waits until its init is over.
+    #[track_caller]
+    pub fn wait_until_stopped(&self) {
+        wait::until("the container stops", || {
+            self.listed().filter(|line| line.last().is_some_and(|state| state == "STOPPED"))
+        });
+    }
+
+    /// Sends its init a signal (`ctr task kill`).
+    #[track_caller]
+    pub fn kill(&self, signal: &str) {
+        let killed = self.host.ctr(&["task", "kill", "-s", signal, self.name]);
+        assert_eq!(killed.status, 0, "{killed:#?}");
+    }
+
+    /// Deletes its stopped task and the container; returns the exit status that `ctr` reports.
+    #[track_caller]
+    pub fn remove(self) -> i32 {
+        let deleted = self.host.ctr(&["task", "rm", self.name]);
+        let removed = self.host.ctr(&["container", "rm", self.name]);
+        assert_eq!(removed.status, 0, "{deleted:#?} {removed:#?}");
+        deleted.status
+    }
+
+    fn words(&self, mode: &[&str], args: &[&str]) -> Vec<String> {
+        let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        [
+            owned(&["run", "--runtime", self.runtime]),
+            owned(mode),
+            self.options.clone(),
+            self.image.clone(),
+            owned(&[self.name]),
+            owned(args),
+        ]
+        .concat()
+    }
+}

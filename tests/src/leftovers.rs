@@ -1,0 +1,85 @@
+//! What a runtime could leave on a host.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Everything on this host that is, or could be, Hull's: one line for each.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Leftovers(BTreeSet<String>);
+
+impl Leftovers {
+    /// Looks around.
+    #[must_use]
+    pub(crate) fn now() -> Self {
+        let mut found = BTreeSet::new();
+        found.extend(processes());
+        found.extend(mounts());
+        found.extend(entries("/sys/class/net").map(|path| line("interface", &path)));
+        found.extend(entries("/run/netns").map(|path| line("network namespace", &path)));
+        found.extend(tree("/sys/fs/cgroup", Path::is_dir).map(|path| line("cgroup", &path)));
+        found.extend(tree("/run/hull", |_| true).map(|path| line("file", &path)));
+        found.extend(tree("/run/containerd", |path| !path.is_dir()).map(|path| line("file", &path)));
+        let bundles = "/run/containerd/io.containerd.runtime.v2.task";
+        found.extend(entries(bundles).flat_map(entries).map(|path| line("bundle", &path)));
+        Self(found)
+    }
+
+    /// What is here now and was not `before`.
+    #[must_use]
+    pub(crate) fn since(self, before: &Self) -> Self {
+        Self(self.0.difference(&before.0).cloned().collect())
+    }
+
+    /// Whether there is nothing.
+    #[must_use]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+fn line(kind: &str, path: &Path) -> String {
+    format!("{kind} {}", path.display())
+}
+
+/// Processes that run one of our programs, or one that we start, zombies included.
+fn processes() -> impl Iterator<Item = String> {
+    const NAMES: [&str; 4] = ["containerd-shim", "hull-vmm", "hull-agent", "virtiofsd"];
+    entries("/proc").filter_map(|process| {
+        // The kernel cuts the name after 15 bytes.
+        let name = fs::read_to_string(process.join("comm")).ok()?;
+        let name = name.trim();
+        NAMES.contains(&name).then(|| format!("process {} {name}", process.display()))
+    })
+}
+
+fn mounts() -> impl Iterator<Item = String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points: Vec<String> = table
+        .lines()
+        .filter_map(|mount| mount.split(' ').nth(4))
+        .filter(|point| point.starts_with("/run"))
+        .map(|point| format!("mount {point}"))
+        .collect();
+    points.into_iter()
+}
+
+/// The entries of a directory; none when there is no such directory.
+fn entries(directory: impl AsRef<Path>) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+/// All below a directory that `wanted` accepts, without following symbolic links.
+fn tree(directory: impl AsRef<Path>, wanted: fn(&Path) -> bool) -> impl Iterator<Item = PathBuf> {
+    let mut todo = vec![directory.as_ref().to_owned()];
+    let mut found = Vec::new();
+    while let Some(directory) = todo.pop() {
+        for path in entries(directory) {
+            if path.is_dir() && !path.is_symlink() {
+                todo.push(path.clone());
+            }
+            found.push(path);
+        }
+    }
+    found.into_iter().filter(move |path| wanted(path))
+}

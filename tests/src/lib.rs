@@ -1,0 +1,23 @@
+//! What the tests from outside stand on: the host they run on, containers through `ctr`, virtual
+//! machines through `hull-vmm`, and the check that nothing is left behind.
+//!
+//! The tests themselves are in `integration/`. They run in the test host (`tests/integration/run`).
+
+mod command;
+mod container;
+mod host;
+mod initramfs;
+mod leftovers;
+mod tap;
+mod vm;
+pub mod wait;
+
+pub use command::{Finished, Running, command};
+pub use container::{Container, IMAGE};
+pub use host::{Host, Hidden};
+pub use initramfs::Initramfs;
+pub use tap::Tap;
+pub use vm::{Machine, Vm};
+
+/// Name under which containerd knows Hull.
+pub const RUNTIME: &str = "io.containerd.hull.v2";

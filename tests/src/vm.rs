@@ -1,0 +1,196 @@
+//! A bare virtual machine: `hull-vmm`, Hull's kernel, busybox and a script.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use command_fds::{CommandFdExt, FdMapping};
+use vmm_control::{Channel, Counters, Disk, Event, ExitReason, MacAddress, Nic, Request, VmConfig};
+
+use crate::{Initramfs, Tap, wait};
+
+/// A machine to be booted.
+#[derive(Debug)]
+pub struct Machine {
+    script: String,
+    cmdline: String,
+    vcpus: u8,
+    memory_mib: u32,
+    disks: Vec<Disk<OwnedFd>>,
+    nics: Vec<Nic<OwnedFd>>,
+}
+
+/// A machine that was booted. Dropping it ends it.
+#[derive(Debug)]
+pub struct Vm {
+    control: Option<Channel>,
+    process: Child,
+    console: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Machine {
+    /// One vCPU, 256 MiB, and a shell script to run as init; then the guest reboots.
+    #[must_use]
+    pub fn with_script(script: &str) -> Self {
+        Self {
+            script: script.to_owned(),
+            cmdline: "console=ttyS0 quiet reboot=k panic=-1 rdinit=/init".to_owned(),
+            vcpus: 1,
+            memory_mib: 256,
+            disks: Vec::new(),
+            nics: Vec::new(),
+        }
+    }
+
+    /// Appends to the kernel's command line; later words win.
+    #[must_use]
+    pub fn cmdline(mut self, words: &str) -> Self {
+        self.cmdline = format!("{} {words}", self.cmdline);
+        self
+    }
+
+    /// Sets the number of vCPUs and the memory.
+    #[must_use]
+    pub fn size(mut self, vcpus: u8, memory_mib: u32) -> Self {
+        (self.vcpus, self.memory_mib) = (vcpus, memory_mib);
+        self
+    }
+
+    /// Adds a disk.
+    ///
+    /// # Panics
+    /// When its descriptor cannot be duplicated.
+    #[must_use]
+    pub fn disk(mut self, file: &File, read_only: bool, serial: &str) -> Self {
+        let file = file.try_clone().expect("duplicate a disk's descriptor").into();
+        self.disks.push(Disk { file, read_only, serial: serial.to_owned() });
+        self
+    }
+
+    /// Adds a network interface.
+    #[must_use]
+    pub fn nic(mut self, tap: Tap, mac: MacAddress) -> Self {
+        self.nics.push(Nic { tap: tap.into(), mac, mtu: 1500 });
+        self
+    }
+
+    /// Boots it.
+    ///
+    /// # Panics
+    /// When `hull-vmm` cannot be started.
+    #[must_use]
+    pub fn boot(self) -> Vm {
+        let open = |path: &str, write: bool| -> OwnedFd {
+            let file = File::options().read(true).write(write).open(path);
+            file.unwrap_or_else(|e| panic!("open {path}: {e}")).into()
+        };
+        let (mut console, console_end) = std::io::pipe().expect("make a pipe");
+        let config = VmConfig {
+            kvm: open("/dev/kvm", true),
+            kernel: open("/usr/lib/hull/vmlinux", false),
+            initrd: Some(Initramfs::with_script(&self.script).into_file().into()),
+            cmdline: self.cmdline,
+            vcpus: self.vcpus,
+            memory_mib: self.memory_mib,
+            serial: Some(console_end.into()),
+            disks: self.disks,
+            nics: self.nics,
+            shares: Vec::new(),
+        };
+        let (control, theirs) = Channel::pair().expect("make a socket pair");
+        let process = Command::new("/usr/lib/hull/hull-vmm")
+            .args(["--control-fd", "3"])
+            .stdin(Stdio::null())
+            .fd_mappings(vec![FdMapping { parent_fd: theirs.into(), child_fd: 3 }])
+            .expect("one mapping does not collide")
+            .spawn()
+            .expect("start hull-vmm");
+        let (wire, fds) = config.detach();
+        let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        control.send(&Request::Boot(Box::new(wire)), &borrowed).expect("send the boot request");
+        drop(fds);
+
+        let text = Arc::new(Mutex::new(String::new()));
+        let seen = Arc::clone(&text);
+        let reader = thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(length @ 1..) = console.read(&mut bytes) {
+                let new = String::from_utf8_lossy(&bytes[..length]);
+                seen.lock().unwrap_or_else(PoisonError::into_inner).push_str(&new);
+            }
+        });
+        Vm { control: Some(control), process, console: text, reader: Some(reader) }
+    }
+}
+
+impl Vm {
+    /// What the guest has printed so far.
+    #[must_use]
+    pub fn console(&self) -> String {
+        self.console.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until the guest has printed `text`.
+    #[track_caller]
+    pub fn wait_for(&self, text: &str) {
+        wait::until(&format!("the guest prints {text:?}"), || {
+            self.console().contains(text).then_some(())
+        });
+    }
+
+    /// Sends a request.
+    ///
+    /// # Panics
+    /// When the VMM is gone.
+    pub fn request(&self, request: &Request) {
+        self.channel().send(request, &[]).expect("hull-vmm listens");
+    }
+
+    /// Receives the next event; `None` once the VMM has closed the socket.
+    #[must_use]
+    pub fn event(&self) -> Option<Event> {
+        self.channel().receive().ok().map(|(event, _)| event)
+    }
+
+    /// Waits until the machine is over; returns why, its counters, and all it printed.
+    ///
+    /// # Panics
+    /// When the VMM ends without saying why.
+    #[must_use]
+    #[track_caller]
+    pub fn finish(mut self) -> (ExitReason, Counters, String) {
+        let end = loop {
+            match self.event() {
+                Some(Event::Exited { reason, counters }) => break (reason, counters),
+                Some(_) => {}
+                None => panic!("hull-vmm closed its socket without a word:\n{}", self.console()),
+            }
+        };
+        let status = self.process.wait().expect("wait for hull-vmm");
+        let failed = matches!(end.0, ExitReason::Failed(_));
+        assert_eq!(status.success(), !failed, "{status} after {:?}", end.0);
+        self.reader.take().map(JoinHandle::join);
+        (end.0, end.1, self.console())
+    }
+
+    /// Closes the control socket, as a shim does that dies, and waits for the process to end.
+    pub fn abandon(mut self) {
+        self.control = None;
+        wait::until("hull-vmm ends after its shim", || self.process.try_wait().ok().flatten());
+    }
+
+    fn channel(&self) -> &Channel {
+        self.control.as_ref().expect("the socket is open until the machine is abandoned")
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
