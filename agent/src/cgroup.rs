@@ -73,6 +73,11 @@ impl Cgroup {
         }
     }
 
+    /// Where its files are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Processes in it and in the cgroups below, which the container may have made.
     ///
     /// # Errors

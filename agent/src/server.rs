@@ -13,8 +13,9 @@ use tokio::sync::Notify;
 use ttrpc::Code;
 use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
 
+use crate::container::Containers;
 use crate::container::create::CreateError;
-use crate::container::{ContainerError, Containers};
+use crate::container::error::ContainerError;
 use crate::error_chain;
 use crate::events::Events;
 use crate::shares::Shares;
@@ -242,7 +243,7 @@ fn failure(error: &ContainerError) -> ttrpc::Error {
         | ContainerError::Cgroup(_)
         | ContainerError::Operation(_)
         | ContainerError::System { .. }
-        | ContainerError::Undead => Code::INTERNAL,
+        | ContainerError::Undead(_) => Code::INTERNAL,
     };
     status(code, error_chain(error))
 }

@@ -166,6 +166,81 @@ pub fn bring_up_loopback() -> io::Result<()> {
     Ok(())
 }
 
+/// The part of `union bpf_attr` (linux/bpf.h) that `BPF_PROG_LOAD` needs; the rest is zero.
+#[repr(C)]
+struct LoadProgram {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    license: u64,
+}
+
+/// Likewise for `BPF_PROG_ATTACH`.
+#[repr(C)]
+struct AttachProgram {
+    target: RawFd,
+    program: RawFd,
+    kind: u32,
+    flags: u32,
+}
+
+/// Loads a program that decides on the use of devices (`BPF_PROG_TYPE_CGROUP_DEVICE`).
+///
+/// # Errors
+/// `bpf(2)`: `EINVAL` or `EACCES` if the kernel's verifier refuses it.
+pub fn load_device_filter(instructions: &[u64]) -> io::Result<OwnedFd> {
+    const BPF_PROG_LOAD: libc::c_int = 5;
+    const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+    // The kernel checks that addresses are the process's own; a pointer fits in 64 bits.
+    let address = |pointer: *const u8| pointer.addr() as u64;
+    let load = LoadProgram {
+        kind: BPF_PROG_TYPE_CGROUP_DEVICE,
+        count: u32::try_from(instructions.len()).map_err(io::Error::other)?,
+        instructions: address(instructions.as_ptr().cast()),
+        license: address(c"Apache-2.0".as_ptr().cast()),
+    };
+    // SAFETY: the kernel reads `size_of::<LoadProgram>()` bytes of `load`, `count` instructions of
+    // eight bytes and the license up to its NUL; all of them live across the call.
+    let program = Errno::result(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw const load,
+            size_of::<LoadProgram>(),
+        )
+    })?;
+    let program = RawFd::try_from(program).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just installed this descriptor for us and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(program) })
+}
+
+/// Makes a cgroup ask `program`, besides those of the cgroups above and, later, below.
+///
+/// # Errors
+/// What `bpf(2)` says.
+pub fn attach_device_filter(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    const BPF_PROG_ATTACH: libc::c_int = 8;
+    const BPF_CGROUP_DEVICE: u32 = 6;
+    const BPF_F_ALLOW_MULTI: u32 = 2;
+    let attach = AttachProgram {
+        target: cgroup.as_raw_fd(),
+        program: program.as_raw_fd(),
+        kind: BPF_CGROUP_DEVICE,
+        flags: BPF_F_ALLOW_MULTI,
+    };
+    // SAFETY: the kernel reads `size_of::<AttachProgram>()` bytes of `attach`, which lives across
+    // the call; both descriptors are borrowed, so open.
+    Errno::result(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_ATTACH,
+            &raw const attach,
+            size_of::<AttachProgram>(),
+        )
+    })?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};

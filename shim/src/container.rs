@@ -109,6 +109,14 @@ impl Process {
         true
     }
 
+    /// It is started: its input stays open until it is closed.
+    pub fn hold_stdin(&self) {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(streams) = &mut *streams {
+            streams.hold_stdin();
+        }
+    }
+
     /// Ends its input after what is in the pipe.
     pub fn close_stdin(&self) {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);

@@ -51,20 +51,26 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
 
 async fn start(flags: &Flags) -> anyhow::Result<()> {
     let options = StartOpts {
-        id: flags.id.clone(),
-        publish_binary: flags.publish_binary.clone(),
-        address: flags.address.clone(),
         ttrpc_address: std::env::var("TTRPC_ADDRESS").context("read TTRPC_ADDRESS")?,
-        namespace: flags.namespace.clone(),
-        debug: flags.debug,
-        ..Default::default()
+        ..options(flags)
     };
-    let grouping = options.id.clone();
-    let address = spawn(options, &grouping, Vec::new()).await?;
+    let address = spawn(options, &flags.id, Vec::new()).await?;
     let version = task_version(std::env::var("MAX_SHIM_VERSION").ok().as_deref());
     let answer = serde_json::json!({ "version": version, "address": address, "protocol": "ttrpc" });
     println!("{answer}");
     Ok(())
+}
+
+/// What names the shim's socket, and more.
+fn options(flags: &Flags) -> StartOpts {
+    StartOpts {
+        id: flags.id.clone(),
+        publish_binary: flags.publish_binary.clone(),
+        address: flags.address.clone(),
+        namespace: flags.namespace.clone(),
+        debug: flags.debug,
+        ..Default::default()
+    }
 }
 
 /// The version to announce; a containerd that does not say what it understands is an old one.
@@ -83,6 +89,7 @@ fn delete(flags: &Flags) -> anyhow::Result<()> {
     };
     let state = StateDir::at(&config.state, &flags.namespace, &flags.id)?;
     cleanup::clean_up(&state, &bundle)?;
+    remove_socket(&socket_path(&options(flags).socket_address(&flags.id)))?;
     let response = DeleteResponse {
         exit_status: LOST,
         exited_at: MessageField::some(std::time::SystemTime::now().into()),
@@ -94,13 +101,9 @@ fn delete(flags: &Flags) -> anyhow::Result<()> {
 }
 
 async fn serve(flags: &Flags) -> anyhow::Result<()> {
-    let socket = flags
-        .socket
-        .strip_prefix("unix://")
-        .unwrap_or(&flags.socket);
-    let socket = Path::new(socket);
+    let socket = socket_path(&flags.socket);
     logger::init(flags.debug, "info", &flags.namespace, &flags.id)?;
-    let listener = listen(socket)?;
+    let listener = listen(&socket)?;
 
     let address = std::env::var("TTRPC_ADDRESS").context("read TTRPC_ADDRESS")?;
     let (events, published) = Events::to_containerd(address, flags.namespace.clone());
@@ -124,7 +127,7 @@ async fn serve(flags: &Flags) -> anyhow::Result<()> {
 
     ended(&shutdown).await?;
     server.shutdown().await.context("stop serving")?;
-    let _ = std::fs::remove_file(socket);
+    remove_socket(&socket)?;
     drop(server);
     // The last event is containerd's before the process is gone.
     let _ = tokio::time::timeout(std::time::Duration::from_secs(5), published).await;
@@ -137,18 +140,26 @@ fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
     if let Some(parent) = socket.parent() {
         std::fs::create_dir_all(parent).with_context(|| format!("make {}", parent.display()))?;
     }
-    match std::fs::remove_file(socket) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(e).with_context(|| format!("remove {}", socket.display()));
-        }
-        _ => {}
-    }
+    remove_socket(socket)?;
     let listener =
         UnixListener::bind(socket).with_context(|| format!("listen at {}", socket.display()))?;
     // root alone may ask for containers.
     std::fs::set_permissions(socket, std::os::unix::fs::PermissionsExt::from_mode(0o600))
         .with_context(|| format!("restrict {}", socket.display()))?;
     Ok(listener)
+}
+
+fn socket_path(address: &str) -> PathBuf {
+    address.strip_prefix("unix://").unwrap_or(address).into()
+}
+
+fn remove_socket(socket: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(socket) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("remove {}", socket.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Waits until the shim is to end. Signals that containerd's own shims ignore are ignored too: a

@@ -1,15 +1,26 @@
 //! Standard streams: containerd's named pipes on one side, the guest's connections on the other.
 //!
-//! Both ends of each pipe are held here, so that a client who comes late, leaves or comes back does
-//! no harm. A pipe for output is closed when the guest's stream has ended and every byte is in it,
-//! which is what its reader waits for. Input ends when the last writer has closed the pipe, of whom
-//! this process is one until CloseIO.
+//! Both ends of an output's pipe are held here, so that a reader who comes late or leaves does no
+//! harm; it is closed when the guest's stream has ended and every byte is in it, which is what the
+//! reader waits for.
+//!
+//! ```text
+//! an input's pipe:  Open ──Start──▶ Held ──CloseIO──▶ Released
+//!                     └──Start, its writer has gone already──▲
+//! ```
+//! From Start on the input has a writer of ours, so that a client may leave and another come; it
+//! ends when CloseIO was called and all writers are gone. Before Start nobody can have called CloseIO
+//! (`ctr run` forgets to when its own input is at its end that early, and hangs on runc): there a
+//! writer's leaving is the end.
 
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use log::warn;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
@@ -54,8 +65,19 @@ pub enum StdioError {
 pub struct Streams {
     stdin: Option<JoinHandle<()>>,
     outputs: Vec<JoinHandle<()>>,
-    /// Our own end for writing of the input's pipe, until CloseIO.
-    writer: Option<pipe::Sender>,
+    input: Input,
+}
+
+/// See the module's description.
+#[derive(Debug, Default)]
+enum Input {
+    /// Nobody of ours writes: the reader's descriptor.
+    Open(OwnedFd),
+    /// Our own end for writing keeps the pipe from ending.
+    Held { _writer: File },
+    /// It ends with its last writer, or there is none.
+    #[default]
+    Released,
 }
 
 /// Opens what `paths` names and starts copying; also says what to tell the agent.
@@ -76,10 +98,10 @@ pub fn open(paths: &Paths, ports: &Ports) -> Result<(Streams, agent_protocol::St
         terminal: paths.terminal,
         ..Default::default()
     };
-    if let Some((reader, writer)) = stdin {
+    if let Some((reader, descriptor)) = stdin {
         let expected = ports.expect();
         stdio.stdin = expected.port;
-        streams.writer = Some(writer);
+        streams.input = Input::Open(descriptor);
         streams.stdin = Some(tokio::spawn(copy_in(reader, expected)));
     }
     if let Some(sink) = stdout {
@@ -96,9 +118,25 @@ pub fn open(paths: &Paths, ports: &Ports) -> Result<(Streams, agent_protocol::St
 }
 
 impl Streams {
+    /// The process is started: its input stays open until [`Streams::close_stdin`], unless its end is
+    /// there already.
+    pub fn hold_stdin(&mut self) {
+        let Input::Open(reader) = &self.input else {
+            return;
+        };
+        self.input = match hold(reader) {
+            Ok(Some(writer)) => Input::Held { _writer: writer },
+            Ok(None) => Input::Released,
+            Err(e) => {
+                warn!("hold standard input open: {e}");
+                Input::Released
+            }
+        };
+    }
+
     /// Lets the input end with its last writer but us, after what is in the pipe.
     pub fn close_stdin(&mut self) {
-        self.writer = None;
+        self.input = Input::Released;
     }
 
     /// Waits until all output has been copied, at most `patience`: a process that was left behind
@@ -123,18 +161,34 @@ impl Drop for Streams {
 
 type Sink = Box<dyn AsyncWrite + Send + Unpin>;
 
-fn input(path: &str) -> Result<Option<(pipe::Receiver, pipe::Sender)>, StdioError> {
+fn input(path: &str) -> Result<Option<(pipe::Receiver, OwnedFd)>, StdioError> {
     if path.is_empty() {
         return Ok(None);
     }
     let path = local(path)?;
     let opened = pipe::OpenOptions::new()
         .open_receiver(path)
-        .and_then(|reader| Ok((reader, pipe::OpenOptions::new().open_sender(path)?)));
-    opened.map(Some).map_err(|source| StdioError::Open {
-        path: path.to_owned(),
-        source,
-    })
+        .and_then(|reader| Ok((reader.as_fd().try_clone_to_owned()?, reader)));
+    match opened {
+        Ok((descriptor, reader)) => Ok(Some((reader, descriptor))),
+        Err(source) => Err(StdioError::Open {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// Opens the pipe for writing, unless its last writer has gone: fifo(7) tells that by a hang-up, and
+/// none of a pipe that nobody has opened yet.
+fn hold(reader: &OwnedFd) -> io::Result<Option<File>> {
+    let mut polled = [PollFd::new(reader, PollFlags::empty())];
+    poll(&mut polled, Some(&Timespec::default()))?;
+    if polled[0].revents().contains(PollFlags::HUP) {
+        return Ok(None);
+    }
+    let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
+    // Does not wait: there is a reader.
+    OpenOptions::new().write(true).open(path).map(Some)
 }
 
 fn output(path: &str) -> Result<Option<Sink>, StdioError> {
@@ -142,10 +196,7 @@ fn output(path: &str) -> Result<Option<Sink>, StdioError> {
         return Ok(None);
     }
     if let Some(path) = path.strip_prefix("file://") {
-        let opened = std::fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(path);
+        let opened = OpenOptions::new().append(true).create(true).open(path);
         let file = opened.map_err(|source| StdioError::Open {
             path: path.into(),
             source,
@@ -268,54 +319,77 @@ mod tests {
         assert_eq!(reader.await.unwrap(), "tide");
     }
 
-    #[tokio::test]
-    async fn input_survives_its_writers_and_ends_with_the_last_after_close() {
-        let fixture = Fixture::new();
+    fn with_input(fixture: &Fixture) -> (Streams, agent_protocol::Stdio) {
         let paths = Paths {
             stdin: fixture.path("in"),
             ..Paths::default()
         };
-        let (mut streams, stdio) = open(&paths, &fixture.ports).unwrap();
+        open(&paths, &fixture.ports).unwrap()
+    }
+
+    async fn write(fixture: &Fixture, text: &'static [u8]) {
+        let path = fixture.path("in");
+        let written = tokio::task::spawn_blocking(move || {
+            let mut pipe = OpenOptions::new().write(true).open(path).unwrap();
+            pipe.write_all(text).unwrap();
+        });
+        written.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn input_survives_its_writers_and_ends_with_the_last_after_close() {
+        let fixture = Fixture::new();
+        let (mut streams, stdio) = with_input(&fixture);
+        streams.hold_stdin();
         let mut guest = fixture.connect(stdio.stdin);
-        let write = |text: &'static [u8]| {
-            let path = fixture.path("in");
-            move || {
-                let mut pipe = std::fs::OpenOptions::new().write(true).open(path).unwrap();
-                pipe.write_all(text).unwrap();
-            }
-        };
-        tokio::task::spawn_blocking(write(b"high ")).await.unwrap();
+        write(&fixture, b"high ").await;
         let mut text = vec![0; 5];
         guest.read_exact(&mut text).await.unwrap();
         let mut more = [0];
         let ended = tokio::time::timeout(Duration::from_millis(50), guest.read(&mut more)).await;
         assert!(ended.is_err(), "it ended with a writer that may come back");
 
-        tokio::task::spawn_blocking(write(b"low")).await.unwrap();
+        write(&fixture, b"low").await;
         streams.close_stdin();
         guest.read_to_end(&mut text).await.unwrap();
         assert_eq!(text, b"high low");
     }
 
     #[tokio::test]
+    async fn input_whose_writer_has_gone_before_the_start_ends() {
+        let fixture = Fixture::new();
+        let (mut streams, stdio) = with_input(&fixture);
+        write(&fixture, b"low").await;
+        streams.hold_stdin();
+        let mut guest = fixture.connect(stdio.stdin);
+        let mut text = String::new();
+        guest.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "low");
+    }
+
+    #[tokio::test]
     async fn closing_the_input_before_the_guest_connects_loses_nothing() {
         let fixture = Fixture::new();
-        let paths = Paths {
-            stdin: fixture.path("in"),
-            ..Paths::default()
-        };
-        let (mut streams, stdio) = open(&paths, &fixture.ports).unwrap();
-        let mut writer = std::fs::OpenOptions::new()
-            .write(true)
-            .open(fixture.path("in"))
-            .unwrap();
-        writer.write_all(b"low").unwrap();
-        drop(writer);
+        let (mut streams, stdio) = with_input(&fixture);
+        streams.hold_stdin();
+        write(&fixture, b"low").await;
         streams.close_stdin();
         let mut guest = fixture.connect(stdio.stdin);
         let mut text = String::new();
         guest.read_to_string(&mut text).await.unwrap();
         assert_eq!(text, "low");
+    }
+
+    #[tokio::test]
+    async fn input_that_was_closed_before_the_start_is_not_held() {
+        let fixture = Fixture::new();
+        let (mut streams, stdio) = with_input(&fixture);
+        let writer = OpenOptions::new().write(true).open(fixture.path("in"));
+        let mut guest = fixture.connect(stdio.stdin);
+        streams.close_stdin();
+        streams.hold_stdin();
+        drop(writer.unwrap());
+        assert_eq!(guest.read(&mut [0]).await.unwrap(), 0);
     }
 
     #[tokio::test]

@@ -59,6 +59,13 @@ pub enum VmmError {
 #[derive(Debug, Clone)]
 pub struct Control(Arc<Channel>);
 
+#[cfg(test)]
+impl From<Channel> for Control {
+    fn from(channel: Channel) -> Self {
+        Self(Arc::new(channel))
+    }
+}
+
 /// What the VMM says, with the descriptors that belong to it; the error is the last thing.
 pub type VmmEvents = Receiver<Said>;
 

@@ -39,7 +39,7 @@ class Shape:
 
     def arguments(self, root):
         processor = {"tcg": "EPYC-Rome,+svm,+npt", "kvm": "host,migratable=on"}[self.accelerator]
-        accelerator = {"tcg": "tcg,thread=single,tb-size=1024", "kvm": "kvm"}[self.accelerator]
+        accelerator = {"tcg": "tcg,thread=multi,tb-size=1024", "kvm": "kvm"}[self.accelerator]
         words = "console=ttyS0 panic=-1 quiet mitigations=off" + (" docker" if self.docker else "")
         return [
             "qemu-system-x86_64",

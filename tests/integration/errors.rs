@@ -11,7 +11,12 @@ use hull_tests::{Finished, Host, IMAGE};
 fn refused(run: &Finished, words: &[&str]) {
     assert_eq!(run.status, 1, "{run:#?}");
     assert_eq!(run.stdout, "");
-    assert_eq!(run.stderr.trim().lines().count(), 1, "one message: {}", run.stderr);
+    assert_eq!(
+        run.stderr.trim().lines().count(),
+        1,
+        "one message: {}",
+        run.stderr
+    );
     for word in words {
         assert!(run.stderr.contains(word), "no {word:?} in: {}", run.stderr);
     }
@@ -24,7 +29,14 @@ fn a_missing_kernel_is_named() {
 
     let run = host.container("no-kernel").run(&["true"]);
 
-    refused(&run, &["/usr/lib/hull/vmlinux", "No such file", "/etc/hull/config.toml"]);
+    refused(
+        &run,
+        &[
+            "/usr/lib/hull/vmlinux",
+            "No such file",
+            "/etc/hull/config.toml",
+        ],
+    );
 }
 
 #[test]
@@ -34,7 +46,14 @@ fn a_missing_guest_image_is_named() {
 
     let run = host.container("no-image").run(&["true"]);
 
-    refused(&run, &["/usr/lib/hull/guest.erofs", "No such file", "/etc/hull/config.toml"]);
+    refused(
+        &run,
+        &[
+            "/usr/lib/hull/guest.erofs",
+            "No such file",
+            "/etc/hull/config.toml",
+        ],
+    );
 }
 
 #[test]
@@ -63,7 +82,10 @@ fn a_kernel_that_is_none_is_refused() {
 fn a_root_that_does_not_exist_is_named() {
     let host = Host::take();
     let on = |runtime| {
-        host.container("no-root").runtime(runtime).options(&["--rootfs"]).image(&["/no/such/root"])
+        host.container("no-root")
+            .runtime(runtime)
+            .options(&["--rootfs"])
+            .image(&["/no/such/root"])
     };
 
     let hull = on(hull_tests::RUNTIME).run(&["true"]);
@@ -82,10 +104,16 @@ fn a_command_that_is_not_in_the_image_is_named() {
     let host = Host::take();
 
     let hull = host.container("no-command").run(&["no-such-command"]);
-    let runc = host.container("no-command").runtime("io.containerd.runc.v2").run(&["no-such-command"]);
+    let runc = host
+        .container("no-command")
+        .runtime("io.containerd.runc.v2")
+        .run(&["no-such-command"]);
 
     assert_eq!(hull.status, runc.status, "{hull:#?} {runc:#?}");
-    refused(&hull, &["\"no-such-command\": executable file not found in $PATH"]);
+    refused(
+        &hull,
+        &["\"no-such-command\": executable file not found in $PATH"],
+    );
 }
 
 #[test]
@@ -93,7 +121,10 @@ fn a_command_that_may_not_be_executed_is_named() {
     let host = Host::take();
 
     let hull = host.container("no-exec").run(&["/etc/passwd"]);
-    let runc = host.container("no-exec").runtime("io.containerd.runc.v2").run(&["/etc/passwd"]);
+    let runc = host
+        .container("no-exec")
+        .runtime("io.containerd.runc.v2")
+        .run(&["/etc/passwd"]);
 
     assert_eq!(hull.status, runc.status, "{hull:#?} {runc:#?}");
     refused(&hull, &["/etc/passwd", "permission denied"]);
@@ -112,7 +143,10 @@ fn a_corrupt_configuration_is_named() {
     .unwrap();
     fs::set_permissions(shim, fs::Permissions::from_mode(0o755)).unwrap();
 
-    let run = host.container("corrupt").runtime("io.containerd.corrupt.v2").run(&["true"]);
+    let run = host
+        .container("corrupt")
+        .runtime("io.containerd.corrupt.v2")
+        .run(&["true"]);
     fs::remove_file(shim).unwrap();
 
     refused(&run, &["config.json"]);
@@ -121,17 +155,28 @@ fn a_corrupt_configuration_is_named() {
 #[test]
 fn an_image_for_another_architecture_is_refused_as_with_runc() {
     let host = Host::take();
-    let foreign = if cfg!(target_arch = "x86_64") { "linux/arm64" } else { "linux/amd64" };
+    let foreign = if cfg!(target_arch = "x86_64") {
+        "linux/arm64"
+    } else {
+        "linux/amd64"
+    };
     let archive = host.shared("foreign.tar").display().to_string();
     let import = host.ctr(&["image", "import", "--platform", foreign, &archive]);
     assert_eq!(import.status, 0, "{import:#?}");
     let on = |runtime| {
-        host.container("foreign").runtime(runtime).options(&["--platform", foreign]).run(&["/bin/true"])
+        host.container("foreign")
+            .runtime(runtime)
+            .options(&["--platform", foreign])
+            .run(&["/bin/true"])
     };
 
     let hull = on(hull_tests::RUNTIME);
     let runc = on("io.containerd.runc.v2");
-    let again = host.ctr(&["image", "import", &host.shared("busybox.tar").display().to_string()]);
+    let again = host.ctr(&[
+        "image",
+        "import",
+        &host.shared("busybox.tar").display().to_string(),
+    ]);
 
     assert_eq!(again.status, 0, "bring back {IMAGE}: {again:#?}");
     assert_eq!(hull.status, runc.status, "{hull:#?} {runc:#?}");

@@ -15,7 +15,10 @@ fn every_event_of_a_life_comes_once_and_in_order() {
     // Nothing says that the subscription stands; an event of our own that arrives does.
     wait::until("ctr events listens", || {
         let _ = host.ctr(&["namespace", "label", "default", "hull.test=1"]);
-        fs::read_to_string(log.path()).unwrap().contains("/namespaces/update").then_some(())
+        fs::read_to_string(log.path())
+            .unwrap()
+            .contains("/namespaces/update")
+            .then_some(())
     });
 
     let container = host.container("events").start(&["sleep", "1000"]);
@@ -28,10 +31,16 @@ fn every_event_of_a_life_comes_once_and_in_order() {
         let topics: Vec<String> = fs::read_to_string(log.path())
             .unwrap()
             .lines()
-            .filter_map(|line| line.split_whitespace().find(|word| word.starts_with("/tasks/")))
+            .filter_map(|line| {
+                line.split_whitespace()
+                    .find(|word| word.starts_with("/tasks/"))
+            })
             .map(str::to_owned)
             .collect();
-        topics.last().is_some_and(|topic| topic == "/tasks/delete").then_some(topics)
+        topics
+            .last()
+            .is_some_and(|topic| topic == "/tasks/delete")
+            .then_some(topics)
     });
     drop(watch);
     assert_eq!(

@@ -11,9 +11,15 @@ fn a_detached_container_runs_until_it_is_killed_and_removed() {
 
     let listed = container.listed().expect("it is listed");
     assert_eq!(listed[2], "RUNNING");
-    assert!(Path::new("/proc").join(&listed[1]).exists(), "its pid is a process of the host");
+    assert!(
+        Path::new("/proc").join(&listed[1]).exists(),
+        "its pid is a process of the host"
+    );
 
-    assert_eq!(container.exec("hello", &["echo", "hello"]).output(), "hello");
+    assert_eq!(
+        container.exec("hello", &["echo", "hello"]).output(),
+        "hello"
+    );
     assert_eq!(container.exec("three", &["sh", "-c", "exit 3"]).status, 3);
 
     container.kill("SIGKILL");
@@ -26,7 +32,16 @@ fn an_exec_has_input_user_and_terminal() {
     let host = Host::take();
     let container = host.container("exec").start(&["sleep", "1000"]);
 
-    let whoami = host.ctr(&["task", "exec", "--exec-id", "who", "--user", "app", "exec", "whoami"]);
+    let whoami = host.ctr(&[
+        "task",
+        "exec",
+        "--exec-id",
+        "who",
+        "--user",
+        "app",
+        "exec",
+        "whoami",
+    ]);
     assert_eq!(whoami.output(), "app");
 
     let line = "ctr task exec --tty --exec-id tty exec sh -c 'stty size; tty'";
@@ -53,16 +68,19 @@ fn a_signal_reaches_the_command() {
 #[test]
 fn processes_and_figures_are_those_of_the_container() {
     let host = Host::take();
-    let container = host.container("look").start(&["sh", "-c", "sleep 1000 & sleep 1000"]);
+    let container = host
+        .container("look")
+        .options(&["--memory-limit", "67108864"])
+        .start(&["sh", "-c", "sleep 1000 & sleep 1000"]);
 
     let processes = host.ctr(&["task", "ps", "look"]);
     assert_eq!(processes.output().lines().count(), 1 + 3, "{processes:?}");
 
     let metrics = host.ctr(&["task", "metrics", "--format", "json", "look"]);
     let metrics: serde_json::Value = serde_json::from_str(metrics.output()).unwrap();
-    assert!(metrics.to_string().contains("usage"), "{metrics}");
-    let pids = &metrics["pids"]["current"];
-    assert_eq!(pids, 3, "{metrics}");
+    assert_eq!(metrics["pids"]["current"], 3, "{metrics}");
+    assert_eq!(metrics["memory"]["usage_limit"], 67_108_864, "{metrics}");
+    assert!(metrics["memory"]["usage"].as_u64() > Some(0), "{metrics}");
 
     container.kill("SIGKILL");
     container.wait_until_stopped();
@@ -91,7 +109,10 @@ fn two_containers_at_once_have_a_kernel_each() {
     let two = host.container("two").start(&["sleep", "1000"]);
 
     let boot = |container: &hull_tests::Container<'_>| {
-        container.exec("boot", &["cat", "/proc/sys/kernel/random/boot_id"]).output().to_owned()
+        container
+            .exec("boot", &["cat", "/proc/sys/kernel/random/boot_id"])
+            .output()
+            .to_owned()
     };
     assert_ne!(boot(&one), boot(&two));
 
@@ -107,7 +128,10 @@ fn a_killed_vmm_stops_its_container_and_leaves_nothing() {
     let host = Host::take();
     let container = host.container("crash").start(&["sleep", "1000"]);
 
-    assert_eq!(hull_tests::command("pkill", &["-KILL", "-x", "hull-vmm"], b"").status, 0);
+    assert_eq!(
+        hull_tests::command("pkill", &["-KILL", "-x", "hull-vmm"], b"").status,
+        0
+    );
 
     container.wait_until_stopped();
     container.remove();
@@ -122,7 +146,10 @@ fn a_killed_shim_takes_its_machine_along_and_containerd_cleans_up() {
     assert_eq!(hull_tests::command("pkill", &shims, b"").status, 0);
 
     hull_tests::wait::until("containerd gives the task up", || {
-        container.listed().is_none_or(|line| line[2] == "STOPPED").then_some(())
+        container
+            .listed()
+            .is_none_or(|line| line[2] == "STOPPED")
+            .then_some(())
     });
     container.remove();
 }

@@ -12,8 +12,14 @@ fn a_guest_boots_and_its_reboot_ends_the_machine() {
     let (reason, counters, console) = Machine::with_script("uname -sm").boot().finish();
 
     assert_eq!(reason, ExitReason::Reset, "{console}");
-    assert!(console.contains("Linux x86_64") && console.contains("THE-END"), "{console}");
-    assert!(counters.boot_to_run_us > 0 && counters.exits_io > 0, "{counters:?}");
+    assert!(
+        console.contains("Linux x86_64") && console.contains("THE-END"),
+        "{console}"
+    );
+    assert!(
+        counters.boot_to_run_us > 0 && counters.exits_io > 0,
+        "{counters:?}"
+    );
 }
 
 #[test]
@@ -35,11 +41,18 @@ fn what_is_written_to_a_disk_is_in_its_file() {
 
     let script = "head -c 4 /dev/vda; cat /sys/block/vda/serial; blockdev --getsize64 /dev/vda
         printf tide | dd of=/dev/vda bs=512 seek=131071 conv=fsync 2>&1";
-    let (_, _, console) = Machine::with_script(script).disk(&disk, false, "kelp").boot().finish();
+    let (_, _, console) = Machine::with_script(script)
+        .disk(&disk, false, "kelp")
+        .boot()
+        .finish();
 
-    assert!(console.contains("highkelp") && console.contains("67108864"), "{console}");
+    assert!(
+        console.contains("highkelp") && console.contains("67108864"),
+        "{console}"
+    );
     let mut end = [0; 4];
-    disk.seek(std::io::SeekFrom::Start((64 << 20) - 512)).unwrap();
+    disk.seek(std::io::SeekFrom::Start((64 << 20) - 512))
+        .unwrap();
     disk.read_exact(&mut end).unwrap();
     assert_eq!(&end, b"tide", "{console}");
 }
@@ -51,9 +64,15 @@ fn a_read_only_disk_stays_as_it_is_although_its_file_is_writable() {
     disk.set_len(1 << 20).unwrap();
 
     let script = "cat /sys/block/vda/ro; printf tide | dd of=/dev/vda conv=fsync; echo status $?";
-    let (_, _, console) = Machine::with_script(script).disk(&disk, true, "").boot().finish();
+    let (_, _, console) = Machine::with_script(script)
+        .disk(&disk, true, "")
+        .boot()
+        .finish();
 
-    assert!(console.contains("1\r\n") && console.contains("status 1"), "{console}");
+    assert!(
+        console.contains("1\r\n") && console.contains("status 1"),
+        "{console}"
+    );
     let mut start = [1; 4];
     (&disk).rewind().unwrap();
     (&disk).read_exact(&mut start).unwrap();
@@ -69,7 +88,10 @@ fn a_disk_in_an_unknown_format_is_raw_bytes() {
     disk.set_len(1 << 20).unwrap();
 
     let script = "head -c 3 /dev/vda; blockdev --getsize64 /dev/vda";
-    let (_, _, console) = Machine::with_script(script).disk(&disk, false, "").boot().finish();
+    let (_, _, console) = Machine::with_script(script)
+        .disk(&disk, false, "")
+        .boot()
+        .finish();
 
     assert!(console.contains("QFI1048576"), "{console}");
 }
@@ -81,7 +103,10 @@ fn the_guest_has_entropy_from_the_host() {
     let script = "cat /sys/class/misc/hw_random/rng_current; head -c 8 /dev/hwrng | wc -c";
     let (_, _, console) = Machine::with_script(script).boot().finish();
 
-    assert!(console.contains("virtio_rng.0") && console.contains("\r\n8\r\n"), "{console}");
+    assert!(
+        console.contains("virtio_rng.0") && console.contains("\r\n8\r\n"),
+        "{console}"
+    );
 }
 
 #[test]
@@ -107,14 +132,20 @@ fn a_panic_ends_the_machine() {
     let (reason, _, console) = Machine::with_script("exit 1").boot().finish();
 
     assert_eq!(reason, ExitReason::Reset);
-    assert!(console.contains("Kernel panic - not syncing: Attempted to kill init"), "{console}");
+    assert!(
+        console.contains("Kernel panic - not syncing: Attempted to kill init"),
+        "{console}"
+    );
 }
 
 #[test]
 fn a_triple_fault_ends_the_machine_and_is_named() {
     let _host = Host::take();
 
-    let (reason, _, console) = Machine::with_script("true").cmdline("reboot=t").boot().finish();
+    let (reason, _, console) = Machine::with_script("true")
+        .cmdline("reboot=t")
+        .boot()
+        .finish();
 
     assert_eq!(reason, ExitReason::TripleFault, "{console}");
 }

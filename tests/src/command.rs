@@ -83,5 +83,7 @@ pub fn command<A: AsRef<OsStr>>(program: &str, args: &[A], stdin: &[u8]) -> Fini
 
 fn status(status: std::process::ExitStatus) -> i32 {
     use std::os::unix::process::ExitStatusExt;
-    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+    status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }

@@ -21,7 +21,14 @@ pub struct Container<'a> {
 impl<'a> Container<'a> {
     pub(crate) fn new(host: &'a Host, name: &'a str) -> Self {
         let image = vec![IMAGE.to_owned()];
-        Self { host, name, runtime: RUNTIME, options: Vec::new(), image, stdin: b"" }
+        Self {
+            host,
+            name,
+            runtime: RUNTIME,
+            options: Vec::new(),
+            image,
+            stdin: b"",
+        }
     }
 
     /// Runs it on another runtime.
@@ -34,7 +41,8 @@ impl<'a> Container<'a> {
     /// Adds options of `ctr run`.
     #[must_use]
     pub fn options(mut self, options: &[&str]) -> Self {
-        self.options.extend(options.iter().map(|&option| option.to_owned()));
+        self.options
+            .extend(options.iter().map(|&option| option.to_owned()));
         self
     }
 
@@ -67,7 +75,11 @@ impl<'a> Container<'a> {
             .map(|word| format!("'{}'", word.replace('\'', r"'\''")))
             .collect();
         let line = format!("ctr {}", words.join(" "));
-        command("script", &["--quiet", "--return", "--command", &line, "/dev/null"], self.stdin)
+        command(
+            "script",
+            &["--quiet", "--return", "--command", &line, "/dev/null"],
+            self.stdin,
+        )
     }
 
     /// Starts a command in it and leaves it running (`ctr run --detach`).
@@ -92,7 +104,10 @@ impl<'a> Container<'a> {
     #[must_use]
     pub fn listed(&self) -> Option<Vec<String>> {
         let list = self.host.ctr(&["task", "ls"]);
-        let line = list.output().lines().find(|line| line.split_whitespace().next() == Some(self.name))?;
+        let line = list
+            .output()
+            .lines()
+            .find(|line| line.split_whitespace().next() == Some(self.name))?;
         Some(line.split_whitespace().map(str::to_owned).collect())
     }
 
@@ -100,7 +115,8 @@ impl<'a> Container<'a> {
     #[track_caller]
     pub fn wait_until_stopped(&self) {
         wait::until("the container stops", || {
-            self.listed().filter(|line| line.last().is_some_and(|state| state == "STOPPED"))
+            self.listed()
+                .filter(|line| line.last().is_some_and(|state| state == "STOPPED"))
         });
     }
 
@@ -112,16 +128,37 @@ impl<'a> Container<'a> {
     }
 
     /// Deletes its stopped task and the container; returns the exit status that `ctr` reports.
+    ///
+    /// # Panics
+    /// When one of them cannot be deleted.
     #[track_caller]
     pub fn remove(self) -> i32 {
         let deleted = self.host.ctr(&["task", "rm", self.name]);
         let removed = self.host.ctr(&["container", "rm", self.name]);
-        assert_eq!(removed.status, 0, "{deleted:#?} {removed:#?}");
-        deleted.status
+        assert_eq!(
+            (deleted.status, removed.status),
+            (0, 0),
+            "{deleted:#?} {removed:#?}"
+        );
+        // ctr says nothing of a task that ended well, and else: `exit with non-zero exit code 7"`.
+        let code = deleted.stderr.split("non-zero exit code ").nth(1);
+        let digits = code.map(|text| {
+            text.chars()
+                .take_while(char::is_ascii_digit)
+                .collect::<String>()
+        });
+        digits.map_or(0, |digits| {
+            digits.parse().expect("an exit code is a number")
+        })
     }
 
     fn words(&self, mode: &[&str], args: &[&str]) -> Vec<String> {
-        let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        let owned = |words: &[&str]| {
+            words
+                .iter()
+                .map(|&word| word.to_owned())
+                .collect::<Vec<_>>()
+        };
         [
             owned(&["run", "--runtime", self.runtime]),
             owned(mode),

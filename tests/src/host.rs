@@ -43,7 +43,10 @@ impl Host {
             let imported = command("ctr", &import, b"");
             assert_eq!(imported.status, 0, "import {IMAGE}: {imported:#?}");
         });
-        Self { _turn: turn, before: Leftovers::now() }
+        Self {
+            _turn: turn,
+            before: Leftovers::now(),
+        }
     }
 
     /// Runs `ctr` with the arguments.

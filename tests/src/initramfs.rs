@@ -31,7 +31,11 @@ impl Initramfs {
             this.add(directory, DIRECTORY, b"");
         }
         this.add("bin/busybox", PROGRAM, &busybox);
-        for applet in applets.output().lines().filter(|&applet| applet != "busybox") {
+        for applet in applets
+            .output()
+            .lines()
+            .filter(|&applet| applet != "busybox")
+        {
             this.add(&format!("bin/{applet}"), SYMLINK, b"busybox");
         }
         let init = format!(
@@ -53,7 +57,8 @@ impl Initramfs {
     pub fn into_file(mut self) -> fs::File {
         self.add("TRAILER!!!", 0, b"");
         let mut file = tempfile().expect("make a temporary file");
-        file.write_all(&self.archive).expect("write a temporary file");
+        file.write_all(&self.archive)
+            .expect("write a temporary file");
         file
     }
 
@@ -79,6 +84,7 @@ impl Initramfs {
 
     /// Names and contents start at multiples of four bytes.
     fn pad(&mut self) {
-        self.archive.resize(self.archive.len().next_multiple_of(4), 0);
+        self.archive
+            .resize(self.archive.len().next_multiple_of(4), 0);
     }
 }

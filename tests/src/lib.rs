@@ -14,7 +14,7 @@ pub mod wait;
 
 pub use command::{Finished, Running, command};
 pub use container::{Container, IMAGE};
-pub use host::{Host, Hidden};
+pub use host::{Hidden, Host};
 pub use initramfs::Initramfs;
 pub use tap::Tap;
 pub use vm::{Machine, Vm};

@@ -1,5 +1,8 @@
 //! A tap with its descriptor, as the shim would hand it to the VMM.
-#![expect(unsafe_code, reason = "TUNSETIFF has no safe wrapper in a library we use")]
+#![expect(
+    unsafe_code,
+    reason = "TUNSETIFF has no safe wrapper in a library we use"
+)]
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -34,7 +37,10 @@ impl Tap {
             .expect("open /dev/net/tun; is the module tun loaded?");
         // SAFETY: an ifreq is plain data, for which all zeroes is a valid value.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        assert!(name.len() < request.ifr_name.len(), "{name} is too long for an interface");
+        assert!(
+            name.len() < request.ifr_name.len(),
+            "{name} is too long for an interface"
+        );
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *to = from.cast_signed();
         }
@@ -49,7 +55,10 @@ impl Tap {
             let done = crate::command("ip", words, b"");
             assert_eq!(done.status, 0, "{done:#?}");
         }
-        Self { file, name: name.to_owned() }
+        Self {
+            file,
+            name: name.to_owned(),
+        }
     }
 
     /// The interface's name on the host.

@@ -66,15 +66,26 @@ impl Machine {
     /// When its descriptor cannot be duplicated.
     #[must_use]
     pub fn disk(mut self, file: &File, read_only: bool, serial: &str) -> Self {
-        let file = file.try_clone().expect("duplicate a disk's descriptor").into();
-        self.disks.push(Disk { file, read_only, serial: serial.to_owned() });
+        let file = file
+            .try_clone()
+            .expect("duplicate a disk's descriptor")
+            .into();
+        self.disks.push(Disk {
+            file,
+            read_only,
+            serial: serial.to_owned(),
+        });
         self
     }
 
     /// Adds a network interface.
     #[must_use]
     pub fn nic(mut self, tap: Tap, mac: MacAddress) -> Self {
-        self.nics.push(Nic { tap: tap.into(), mac, mtu: 1500 });
+        self.nics.push(Nic {
+            tap: tap.into(),
+            mac,
+            mtu: 1500,
+        });
         self
     }
 
@@ -105,13 +116,18 @@ impl Machine {
         let process = Command::new("/usr/lib/hull/hull-vmm")
             .args(["--control-fd", "3"])
             .stdin(Stdio::null())
-            .fd_mappings(vec![FdMapping { parent_fd: theirs.into(), child_fd: 3 }])
+            .fd_mappings(vec![FdMapping {
+                parent_fd: theirs.into(),
+                child_fd: 3,
+            }])
             .expect("one mapping does not collide")
             .spawn()
             .expect("start hull-vmm");
         let (wire, fds) = config.detach();
         let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        control.send(&Request::Boot(Box::new(wire)), &borrowed).expect("send the boot request");
+        control
+            .send(&Request::Boot(Box::new(wire)), &borrowed)
+            .expect("send the boot request");
         drop(fds);
 
         let text = Arc::new(Mutex::new(String::new()));
@@ -120,10 +136,17 @@ impl Machine {
             let mut bytes = [0; 4096];
             while let Ok(length @ 1..) = console.read(&mut bytes) {
                 let new = String::from_utf8_lossy(&bytes[..length]);
-                seen.lock().unwrap_or_else(PoisonError::into_inner).push_str(&new);
+                seen.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push_str(&new);
             }
         });
-        Vm { control: Some(control), process, console: text, reader: Some(reader) }
+        Vm {
+            control: Some(control),
+            process,
+            console: text,
+            reader: Some(reader),
+        }
     }
 }
 
@@ -131,7 +154,10 @@ impl Vm {
     /// What the guest has printed so far.
     #[must_use]
     pub fn console(&self) -> String {
-        self.console.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.console
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Waits until the guest has printed `text`.
@@ -167,7 +193,10 @@ impl Vm {
             match self.event() {
                 Some(Event::Exited { reason, counters }) => break (reason, counters),
                 Some(_) => {}
-                None => panic!("hull-vmm closed its socket without a word:\n{}", self.console()),
+                None => panic!(
+                    "hull-vmm closed its socket without a word:\n{}",
+                    self.console()
+                ),
             }
         };
         let status = self.process.wait().expect("wait for hull-vmm");
@@ -180,11 +209,15 @@ impl Vm {
     /// Closes the control socket, as a shim does that dies, and waits for the process to end.
     pub fn abandon(mut self) {
         self.control = None;
-        wait::until("hull-vmm ends after its shim", || self.process.try_wait().ok().flatten());
+        wait::until("hull-vmm ends after its shim", || {
+            self.process.try_wait().ok().flatten()
+        });
     }
 
     fn channel(&self) -> &Channel {
-        self.control.as_ref().expect("the socket is open until the machine is abandoned")
+        self.control
+            .as_ref()
+            .expect("the socket is open until the machine is abandoned")
     }
 }
 

@@ -49,7 +49,9 @@ impl Bus {
         match self.find(address) {
             Some((slot, offset)) => {
                 data.fill(0);
-                slot.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+                slot.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .read(offset, data);
             }
             None => data.fill(0xff),
         }
@@ -58,7 +60,9 @@ impl Bus {
     /// A guest's store. Where nothing is, nothing happens.
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some((slot, offset)) = self.find(address) {
-            slot.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
+            slot.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .write(offset, data);
         }
     }
 

@@ -53,8 +53,13 @@ pub fn initrd(ram: &Ram, file: OwnedFd) -> Result<(GuestAddress, u64), LoadError
     let length = file.seek(SeekFrom::End(0)).map_err(LoadError::InitrdRead)?;
     file.rewind().map_err(LoadError::InitrdRead)?;
     let too_large = LoadError::InitrdTooLarge(length);
-    let Some(address) = arch::initrd_address(ram, length) else { return Err(too_large) };
-    let Ok(count) = usize::try_from(length) else { return Err(too_large) };
-    ram.read_exact_volatile_from(address, &mut file, count).map_err(LoadError::InitrdCopy)?;
+    let Some(address) = arch::initrd_address(ram, length) else {
+        return Err(too_large);
+    };
+    let Ok(count) = usize::try_from(length) else {
+        return Err(too_large);
+    };
+    ram.read_exact_volatile_from(address, &mut file, count)
+        .map_err(LoadError::InitrdCopy)?;
     Ok((address, length))
 }

@@ -38,7 +38,10 @@ fn run() -> anyhow::Result<ExitReason> {
     Ok(machine::boot(config, control))
 }
 
-#[expect(unsafe_code, reason = "a number on the command line becomes a descriptor")]
+#[expect(
+    unsafe_code,
+    reason = "a number on the command line becomes a descriptor"
+)]
 fn inherited(fd: RawFd) -> anyhow::Result<Channel> {
     // SAFETY: nothing in this process has opened or taken over a descriptor yet, so whatever is
     // open at this number is inherited and ours alone; if nothing is, the next call says so.

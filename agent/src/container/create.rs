@@ -24,6 +24,7 @@ use crate::host::Host;
 use crate::operation::{self, OperationError};
 use crate::reaper::{Exit, Reaper};
 use crate::stdio::{Ports, StdioError, Streams, Terminal};
+use crate::sys;
 
 /// libcontainer's state, a directory for each container.
 const CONTAINERS: &str = "/run/hull/containers";
@@ -206,6 +207,7 @@ async fn try_create(
             .with_systemd(false)
             .with_detach(true);
         let container = init.build().map_err(|error| error_chain(&error))?;
+        filter_devices(id, plan).map_err(|error| format!("filter devices: {error}"))?;
         let pid = container.pid().ok_or("libcontainer names no process")?;
         Ok(pid.as_raw())
     })
@@ -291,6 +293,13 @@ pub(super) fn builder(
             .with_stderr(own(&ends[2])?),
         Streams::Terminal(console) => builder.with_console_socket(Some(console.path())),
     })
+}
+
+/// Before the user's program runs; the init's own work on /dev is done.
+fn filter_devices(id: &str, plan: &Plan) -> io::Result<()> {
+    let cgroup = fs::File::open(Cgroup::at(&plan::cgroup_path(id)).directory())?;
+    let program = sys::load_device_filter(&plan.device_filter)?;
+    sys::attach_device_filter(cgroup.as_fd(), program.as_fd())
 }
 
 pub(super) fn make_directory(path: &Path) -> Result<(), CreateError> {

@@ -9,10 +9,13 @@
 //! process that ended is `Exited` whatever was under way. `create` and `exec` do the work.
 
 pub mod create;
+pub mod devices;
 pub mod diary;
+pub mod error;
 pub mod exec;
 pub mod launch;
 pub mod plan;
+mod state;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,88 +26,21 @@ use libcgroups::common::{CgroupManager, ControllerOpt};
 use libcgroups::v2::manager::Manager;
 use oci_spec::runtime::{LinuxResources, LinuxSeccomp};
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
 
-use self::create::{CreateError, Created, Report};
-use self::plan::{ExecPlan, PlanError};
-use crate::cgroup::{self, Cgroup, CgroupError, OomWatch};
+use self::create::Created;
+use self::error::ContainerError;
+use self::state::{Container, Process};
+use crate::cgroup::{self, OomWatch};
 use crate::error_chain;
 use crate::events::Events;
 use crate::host::Host;
-use crate::operation::{self, OperationError};
+use crate::operation;
 use crate::reaper::{Exit, Reaper};
 use crate::stdio::{Ports, Terminal};
 use crate::sys;
 
 /// How long processes that were killed may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Why a request about a container failed.
-#[derive(Debug, thiserror::Error)]
-pub enum ContainerError {
-    /// Never created, or deleted.
-    #[error("container {0:?} not found")]
-    NoContainer(String),
-    /// Never registered, or deleted.
-    #[error("exec {exec_id:?} of container {container_id:?} not found")]
-    NoExec {
-        /// The container.
-        container_id: String,
-        /// The process.
-        exec_id: String,
-    },
-    /// The id is taken.
-    #[error("{what} {id:?} already exists")]
-    Exists {
-        /// `container` or `exec`.
-        what: &'static str,
-        /// Its id.
-        id: String,
-    },
-    /// It is over.
-    #[error("process already finished")]
-    Finished,
-    /// Not in this state.
-    #[error("cannot {action} a process that is {state}")]
-    State {
-        /// What was asked for.
-        action: &'static str,
-        /// What it is.
-        state: &'static str,
-    },
-    /// Nor this.
-    #[error("cannot {action} a container that is paused")]
-    Paused {
-        /// What was asked for.
-        action: &'static str,
-    },
-    /// Only a terminal has a size.
-    #[error("the process has no terminal")]
-    NoTerminal,
-    /// The configuration is refused.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// The process could not be made.
-    #[error(transparent)]
-    Create(#[from] CreateError),
-    /// The cgroup refused.
-    #[error(transparent)]
-    Cgroup(#[from] CgroupError),
-    /// A forked operation failed.
-    #[error(transparent)]
-    Operation(#[from] OperationError),
-    /// `kill(2)` or an ioctl refused.
-    #[error("{action}")]
-    System {
-        /// What was tried.
-        action: String,
-        /// The cause.
-        source: std::io::Error,
-    },
-    /// Killed processes that do not end.
-    #[error("processes are still there {PATIENCE:?} after they were killed")]
-    Undead,
-}
 
 /// All containers; clones share them.
 #[derive(Clone)]
@@ -120,110 +56,6 @@ struct Inner {
     table: Mutex<HashMap<String, Container>>,
     /// Some process has ended.
     ended: Notify,
-}
-
-struct Container {
-    init: Process,
-    execs: HashMap<String, Process>,
-    paused: bool,
-    cgroup: Cgroup,
-    oom: Arc<OomWatch>,
-    oom_task: Option<AbortHandle>,
-    seccomp: Option<LinuxSeccomp>,
-}
-
-/// One process the shim asked for.
-enum Process {
-    Creating,
-    Created {
-        pid: i32,
-        report: Report,
-        terminal: Option<Terminal>,
-    },
-    Registered(Box<(ExecPlan, Ports)>),
-    Starting {
-        /// An init's; an exec has none yet.
-        pid: Option<i32>,
-        terminal: Option<Terminal>,
-    },
-    Running {
-        pid: i32,
-        terminal: Option<Terminal>,
-    },
-    Exited,
-}
-
-impl Process {
-    fn state(&self) -> &'static str {
-        match self {
-            Self::Creating => "being created",
-            Self::Created { .. } => "created",
-            Self::Registered(_) => "not started",
-            Self::Starting { .. } => "being started",
-            Self::Running { .. } => "running",
-            Self::Exited => "stopped",
-        }
-    }
-
-    fn pid(&self) -> Option<i32> {
-        match self {
-            Self::Created { pid, .. } | Self::Running { pid, .. } => Some(*pid),
-            Self::Starting { pid, .. } => *pid,
-            Self::Creating | Self::Registered(_) | Self::Exited => None,
-        }
-    }
-
-    fn terminal(&self) -> Option<&Terminal> {
-        match self {
-            Self::Created { terminal, .. }
-            | Self::Starting { terminal, .. }
-            | Self::Running { terminal, .. } => terminal.as_ref(),
-            Self::Creating | Self::Registered(_) | Self::Exited => None,
-        }
-    }
-
-    /// Whether there may be a process of the system behind it.
-    fn is_alive(&self) -> bool {
-        !matches!(self, Self::Registered(_) | Self::Exited)
-    }
-}
-
-impl Container {
-    fn new(id: &str, seccomp: Option<LinuxSeccomp>) -> Self {
-        let cgroup = Cgroup::at(&plan::cgroup_path(id));
-        Self {
-            init: Process::Creating,
-            execs: HashMap::new(),
-            paused: false,
-            oom: Arc::new(cgroup.oom_watch()),
-            oom_task: None,
-            cgroup,
-            seccomp,
-        }
-    }
-
-    fn process(&mut self, id: &ProcessId) -> Result<&mut Process, ContainerError> {
-        if id.exec_id.is_empty() {
-            return Ok(&mut self.init);
-        }
-        let exec = self.execs.get_mut(&id.exec_id);
-        exec.ok_or_else(|| ContainerError::NoExec {
-            container_id: id.container_id.clone(),
-            exec_id: id.exec_id.clone(),
-        })
-    }
-
-    fn is_alive(&self) -> bool {
-        self.init.is_alive() || self.execs.values().any(Process::is_alive)
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        if let Some(task) = &self.oom_task {
-            task.abort();
-        }
-    }
 }
 
 impl Containers {
@@ -704,7 +536,7 @@ impl Containers {
             }
         };
         let waited = tokio::time::timeout(PATIENCE, wait).await;
-        waited.map_err(|_| ContainerError::Undead)
+        waited.map_err(|_| ContainerError::Undead(PATIENCE))
     }
 
     fn with<T>(

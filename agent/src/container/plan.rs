@@ -13,6 +13,8 @@ use oci_spec::runtime::{
     LinuxSeccompAction, LinuxSyscall, Process, Spec, UserBuilder,
 };
 
+use super::devices::{self, DeviceError, Instruction};
+
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
@@ -41,6 +43,9 @@ pub enum PlanError {
     /// A field that says something a Hull guest does not do.
     #[error("not supported in a microVM: {0}")]
     Unsupported(&'static str),
+    /// A device rule that means nothing.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A working directory that `chdir(2)` would take relative to nothing.
     #[error("process.cwd {} is not absolute", .0.display())]
     RelativeCwd(PathBuf),
@@ -53,6 +58,8 @@ pub struct Plan {
     pub spec: Spec,
     /// For the launcher of its init.
     pub launch: LaunchPlan,
+    /// For the kernel: which devices it may use.
+    pub device_filter: Vec<Instruction>,
 }
 
 /// How to run a process in a container.
@@ -139,6 +146,9 @@ pub fn container(id: &str, config: &[u8], terminal: bool) -> Result<Plan, PlanEr
     if let Some(profile) = &seccomp {
         check_seccomp(profile)?;
     }
+    let resources = linux.resources().as_ref();
+    let rules = resources.and_then(|resources| resources.devices().as_deref());
+    let device_filter = devices::program(rules.unwrap_or_default())?;
 
     linux
         .set_seccomp(None)
@@ -153,6 +163,7 @@ pub fn container(id: &str, config: &[u8], terminal: bool) -> Result<Plan, PlanEr
             seccomp,
             create_cwd: true,
         },
+        device_filter,
     })
 }
 

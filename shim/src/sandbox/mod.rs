@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! boot: folder and mounts ─▶ hull-vmm, virtiofsd ─▶ boot request ─▶ agent dials ─▶ Hello ─▶ Sandbox
-//! end:  Shutdown to the agent ─▶ hull-vmm ends ─▶ virtiofsd ends ─▶ unmounted, removed
+//! end:  the agent answers Shutdown ─▶ hull-vmm ends ─▶ virtiofsd ends ─▶ unmounted, removed
 //! ```
 //! A boot that fails anywhere ends as a running sandbox does. Whatever is over first (VMM, daemon,
 //! the agent's connection) ends the whole: [`Gone`] has the reason, the VMM is stopped and no
@@ -41,5 +41,24 @@ impl Sandbox {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.vmm.pid
+    }
+
+    /// A sandbox of an agent that a test made, and of two processes that do nothing.
+    #[cfg(test)]
+    pub(crate) fn of_test(state: StateDir, control: Control, agent: AgentClient) -> Self {
+        let idle = || {
+            let mut command = tokio::process::Command::new("sleep");
+            let child = command.arg("1000").kill_on_drop(true).spawn();
+            Supervised::new("idle", child.expect("sleep is installed"))
+        };
+        Self {
+            state,
+            control,
+            vmm: idle(),
+            fs_daemon: idle(),
+            gone: Gone::default(),
+            ports: Arc::default(),
+            agent,
+        }
     }
 }

@@ -9,7 +9,7 @@ use crate::state_dir::{StateDir, StateError};
 use crate::supervise::Supervised;
 use crate::vmm_process::Control;
 
-/// How long a guest may take to write back what it holds and end.
+/// How long a guest may take to write back what it holds.
 const GUEST_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long the VMM may take to end once it is told to.
@@ -28,12 +28,11 @@ impl Sandbox {
         if !self.gone.is_told() {
             let context = ttrpc::context::with_duration(GUEST_PATIENCE);
             let nothing = agent_protocol::Empty::new();
-            match self.agent.shutdown(context, &nothing).await {
-                // The machine resets.
-                Ok(_) => drop(tokio::time::timeout(GUEST_PATIENCE, self.vmm.ended()).await),
-                Err(e) => warn!("the agent does not shut down: {e}"),
+            if let Err(e) = self.agent.shutdown(context, &nothing).await {
+                warn!("the agent does not shut down: {e}");
             }
         }
+        // Once the agent has answered, the guest holds nothing that matters: no need to wait for it.
         let vmm = Some((self.vmm, self.control));
         end(vmm, Some(self.fs_daemon), &self.state).await
     }

@@ -1,5 +1,8 @@
 //! A disk image: a raw file or block device, read into and written from guest memory in place.
-#![expect(unsafe_code, reason = "preadv and pwritev on guest memory, which no slice may cover")]
+#![expect(
+    unsafe_code,
+    reason = "preadv and pwritev on guest memory, which no slice may cover"
+)]
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -47,7 +50,12 @@ impl Image {
     ///
     /// # Errors
     /// When a segment is not memory, when the file fails or ends before they are full.
-    pub fn read_at(&self, ram: &Ram, segments: &[(GuestAddress, u32)], offset: u64) -> io::Result<()> {
+    pub fn read_at(
+        &self,
+        ram: &Ram,
+        segments: &[(GuestAddress, u32)],
+        offset: u64,
+    ) -> io::Result<()> {
         transfer(self.file.as_raw_fd(), ram, segments, offset, libc::preadv)
     }
 
@@ -55,7 +63,12 @@ impl Image {
     ///
     /// # Errors
     /// When a segment is not memory, or the file fails.
-    pub fn write_at(&self, ram: &Ram, segments: &[(GuestAddress, u32)], offset: u64) -> io::Result<()> {
+    pub fn write_at(
+        &self,
+        ram: &Ram,
+        segments: &[(GuestAddress, u32)],
+        offset: u64,
+    ) -> io::Result<()> {
         transfer(self.file.as_raw_fd(), ram, segments, offset, libc::pwritev)
     }
 
@@ -113,7 +126,10 @@ fn pieces(ram: &Ram, segments: &[(GuestAddress, u32)]) -> io::Result<Vec<libc::i
         for slice in GuestMemoryBackend::get_slices(ram, address, length as usize) {
             let slice = slice.map_err(io::Error::other)?;
             let iov_base = slice.ptr_guard_mut().as_ptr().cast();
-            pieces.push(libc::iovec { iov_base, iov_len: slice.len() });
+            pieces.push(libc::iovec {
+                iov_base,
+                iov_len: slice.len(),
+            });
         }
     }
     Ok(pieces)

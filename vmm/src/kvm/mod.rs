@@ -1,5 +1,8 @@
 //! KVM: the virtual machine and what is attached to it.
-#![expect(unsafe_code, reason = "taking over a descriptor, and telling KVM where memory is")]
+#![expect(
+    unsafe_code,
+    reason = "taking over a descriptor, and telling KVM where memory is"
+)]
 
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
@@ -54,7 +57,10 @@ pub fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
             // A signal that arrives while KVM starts a thread of its own.
             Err(e) if e.errno() == libc::EINTR => {}
             other => {
-                return other.map_err(|source| KvmError::Ioctl { what: "create the VM", source });
+                return other.map_err(|source| KvmError::Ioctl {
+                    what: "create the VM",
+                    source,
+                });
             }
         }
     }
@@ -78,8 +84,10 @@ pub fn map_memory(vm: &VmFd, ram: &Ram) -> Result<(), KvmError> {
         // 1. The range is one live mapping, made by `memory::allocate`.
         // 2. It is never unmapped before the process ends: see above.
         // 3. No Rust reference points into it: `vm_memory` hands out volatile slices only.
-        unsafe { vm.set_user_memory_region(slot) }
-            .map_err(|source| KvmError::Ioctl { what: "map guest memory", source })?;
+        unsafe { vm.set_user_memory_region(slot) }.map_err(|source| KvmError::Ioctl {
+            what: "map guest memory",
+            source,
+        })?;
     }
     Ok(())
 }
@@ -90,7 +98,10 @@ pub fn map_memory(vm: &VmFd, ram: &Ram) -> Result<(), KvmError> {
 /// When KVM refuses.
 pub fn bind_interrupt(vm: &VmFd, line: &EventFd, gsi: u32) -> Result<(), KvmError> {
     vm.register_irqfd(line, gsi)
-        .map_err(|source| KvmError::Ioctl { what: "bind an interrupt", source })
+        .map_err(|source| KvmError::Ioctl {
+            what: "bind an interrupt",
+            source,
+        })
 }
 
 /// Makes a 32-bit write of a queue's number to `address` signal that queue's eventfd, without a
@@ -101,7 +112,10 @@ pub fn bind_interrupt(vm: &VmFd, line: &EventFd, gsi: u32) -> Result<(), KvmErro
 pub fn bind_notifications(vm: &VmFd, queues: &[EventFd], address: u64) -> Result<(), KvmError> {
     for (number, queue) in (0_u32..).zip(queues) {
         vm.register_ioevent(queue, &IoEventAddress::Mmio(address), number)
-            .map_err(|source| KvmError::Ioctl { what: "bind a notification", source })?;
+            .map_err(|source| KvmError::Ioctl {
+                what: "bind a notification",
+                source,
+            })?;
     }
     Ok(())
 }

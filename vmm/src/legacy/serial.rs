@@ -33,7 +33,9 @@ impl Serial {
     /// A console that prints to `output` and interrupts by `line`.
     #[must_use]
     pub fn new(output: OwnedFd, line: EventFd) -> Self {
-        Self { uart: Uart::new(Line(line), output.into()) }
+        Self {
+            uart: Uart::new(Line(line), output.into()),
+        }
     }
 
     /// Reads a register, 0 to 7.
@@ -44,6 +46,8 @@ impl Serial {
     /// Writes a register, 0 to 7.
     pub fn write(&mut self, register: u16, value: u8) {
         // Output that cannot be written is lost: a closed console must not stop the guest.
-        let _ = self.uart.write(u8::try_from(register).unwrap_or(u8::MAX), value);
+        let _ = self
+            .uart
+            .write(u8::try_from(register).unwrap_or(u8::MAX), value);
     }
 }

@@ -13,6 +13,7 @@ use crate::arch::{self, ArchError};
 use crate::backend::image::Image;
 use crate::backend::tap::{TapError, TapFile};
 use crate::bus::{Bus, SharedSlot, slot_addresses};
+use crate::cmdline;
 use crate::kvm::{self, KvmError};
 use crate::legacy::{COM1_GSI, Ports, Serial};
 use crate::loader::{self, LoadError};
@@ -20,11 +21,10 @@ use crate::memory::{self, MemoryError, Ram};
 use crate::virtio::blk::Blk;
 use crate::virtio::device::Device;
 use crate::virtio::fs::{Fs, FsError};
-use crate::virtio::net::{Net, NetError};
 use crate::virtio::mmio::{Mmio, QUEUE_NOTIFY};
+use crate::virtio::net::{Net, NetError};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Dialler, Vsock, VsockError};
-use crate::cmdline;
 
 /// The guest's own vsock address; each guest has a device of its own, so all have the same.
 const GUEST_CID: u32 = 3;
@@ -109,13 +109,18 @@ pub(super) fn build(
     control: &Arc<Channel>,
     counters: &Arc<Counters>,
 ) -> Result<Machine, BuildError> {
-    let VmConfig { vcpus, memory_mib, .. } = config;
+    let VmConfig {
+        vcpus, memory_mib, ..
+    } = config;
     if vcpus == 0 || memory_mib == 0 {
         return Err(BuildError::Size { vcpus, memory_mib });
     }
     let ram = memory::allocate(&arch::ram_ranges(u64::from(memory_mib) << 20))?;
     let entry = loader::kernel(&ram, config.kernel)?;
-    let initrd = config.initrd.map(|file| loader::initrd(&ram, file)).transpose()?;
+    let initrd = config
+        .initrd
+        .map(|file| loader::initrd(&ram, file))
+        .transpose()?;
 
     let kvm = kvm::take_over(config.kvm)?;
     let vm = kvm::create_vm(&kvm)?;
@@ -124,19 +129,26 @@ pub(super) fn build(
     // next vCPU or slot would wait for.
     let vcpu_fds = (0..vcpus)
         .map(|id| {
-            vm.create_vcpu(id.into())
-                .map_err(|source| KvmError::Ioctl { what: "create a vCPU", source })
+            vm.create_vcpu(id.into()).map_err(|source| KvmError::Ioctl {
+                what: "create a vCPU",
+                source,
+            })
         })
         .collect::<Result<Vec<_>, _>>()?;
     kvm::map_memory(&vm, &ram)?;
 
     let mut slots: Vec<SharedSlot> = Vec::new();
     for disk in config.disks {
-        let image = Image::new(disk.file)
-            .map_err(|source| BuildError::Disk { serial: disk.serial.clone(), source })?;
+        let image = Image::new(disk.file).map_err(|source| BuildError::Disk {
+            serial: disk.serial.clone(),
+            source,
+        })?;
         slots.push(slot(Blk::new(image, disk.read_only, &disk.serial), &ram)?);
     }
-    let dialler = ControlDialler { control: Arc::clone(control), counters: Arc::clone(counters) };
+    let dialler = ControlDialler {
+        control: Arc::clone(control),
+        counters: Arc::clone(counters),
+    };
     let vsock = slot(Vsock::new(GUEST_CID, Box::new(dialler))?, &ram)?;
     slots.push(vsock.clone());
     slots.push(slot(Rng, &ram)?);
@@ -145,13 +157,18 @@ pub(super) fn build(
         slots.push(slot(Net::new(tap, nic.mac.0, nic.mtu)?, &ram)?);
     }
     for share in config.shares {
-        let fs = Fs::new(share.daemon, &share.tag)
-            .map_err(|source| BuildError::Share { tag: share.tag, source })?;
+        let fs = Fs::new(share.daemon, &share.tag).map_err(|source| BuildError::Share {
+            tag: share.tag,
+            source,
+        })?;
         slots.push(slot(fs, &ram)?);
     }
     connect(&vm, &slots)?;
 
-    let serial = config.serial.map(|output| serial(&vm, output)).transpose()?;
+    let serial = config
+        .serial
+        .map(|output| serial(&vm, output))
+        .transpose()?;
     let cmdline = cmdline::compose(&config.cmdline, slots.len());
     arch::write_tables(&ram, vcpus, &cmdline, initrd)?;
     for (id, vcpu) in (0..vcpus).zip(&vcpu_fds) {
@@ -168,8 +185,10 @@ pub(super) fn build(
 }
 
 fn slot<D: Device>(device: D, ram: &Ram) -> Result<Arc<Mutex<Mmio<D>>>, BuildError> {
-    let mmio = Mmio::new(device, ram.clone())
-        .map_err(|source| BuildError::Host { what: "make a device's eventfds", source })?;
+    let mmio = Mmio::new(device, ram.clone()).map_err(|source| BuildError::Host {
+        what: "make a device's eventfds",
+        source,
+    })?;
     Ok(Arc::new(Mutex::new(mmio)))
 }
 
@@ -189,8 +208,12 @@ fn connect(vm: &VmFd, slots: &[SharedSlot]) -> Result<(), BuildError> {
 }
 
 fn serial(vm: &VmFd, output: OwnedFd) -> Result<Serial, BuildError> {
-    let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-        .map_err(|source| BuildError::Host { what: "make the console's eventfd", source })?;
+    let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|source| {
+        BuildError::Host {
+            what: "make the console's eventfd",
+            source,
+        }
+    })?;
     kvm::bind_interrupt(vm, &line, COM1_GSI)?;
     Ok(Serial::new(output, line))
 }
@@ -205,6 +228,8 @@ impl Dialler for ControlDialler {
     fn dialled(&mut self, port: u32, socket: OwnedFd) -> io::Result<()> {
         self.counters.dialled();
         // A shim that does not keep up costs the guest the connection, not the loop its time.
-        self.control.send(&Event::Dialled { port }, &[socket.as_fd()]).map_err(io::Error::other)
+        self.control
+            .send(&Event::Dialled { port }, &[socket.as_fd()])
+            .map_err(io::Error::other)
     }
 }

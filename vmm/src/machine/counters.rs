@@ -39,7 +39,9 @@ impl Counters {
 
     /// The guest dialled now; the first time counts.
     pub(super) fn dialled(&self) {
-        let _ = self.boot_to_dial_us.compare_exchange(0, self.elapsed_us(), Relaxed, Relaxed);
+        let _ = self
+            .boot_to_dial_us
+            .compare_exchange(0, self.elapsed_us(), Relaxed, Relaxed);
     }
 
     pub(super) fn read(&self) -> vmm_control::Counters {
@@ -55,6 +57,8 @@ impl Counters {
 
     /// Never 0, which stands for "not yet".
     fn elapsed_us(&self) -> u64 {
-        u64::try_from(self.begin.elapsed().as_micros()).unwrap_or(u64::MAX).max(1)
+        u64::try_from(self.begin.elapsed().as_micros())
+            .unwrap_or(u64::MAX)
+            .max(1)
     }
 }

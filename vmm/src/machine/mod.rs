@@ -51,7 +51,10 @@ pub fn boot(config: VmConfig<OwnedFd>, control: Channel) -> ExitReason {
         .map_err(|error| failed(&error))
         .and_then(|machine| run::run(machine, &control, &counters).map_err(|e| failed(&e)))
         .unwrap_or_else(|failure| failure);
-    let last = Event::Exited { reason: reason.clone(), counters: counters.read() };
+    let last = Event::Exited {
+        reason: reason.clone(),
+        counters: counters.read(),
+    };
     // A shim that is gone does not need to know.
     let _ = control.send(&last, &[]);
     reason

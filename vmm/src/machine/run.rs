@@ -47,7 +47,9 @@ pub(super) fn run(
     let error = |what| move |source| RunError { what, source };
     let bell = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
         .map_err(error("make the vCPUs' eventfd"))?;
-    control.set_nonblocking().map_err(error("prepare the control socket"))?;
+    control
+        .set_nonblocking()
+        .map_err(error("prepare the control socket"))?;
     let mut watched = Watched::new().map_err(error("make the event loop"))?;
     watched
         .add(control.as_raw_fd(), Token::Control)
@@ -63,7 +65,9 @@ pub(super) fn run(
             counters: Arc::clone(counters),
             end: End {
                 reason: sender.clone(),
-                bell: bell.try_clone().map_err(error("share the vCPUs' eventfd"))?,
+                bell: bell
+                    .try_clone()
+                    .map_err(error("share the vCPUs' eventfd"))?,
             },
         };
         vcpus::start(id, vcpu, context).map_err(error("start a vCPU's thread"))?;
@@ -74,7 +78,9 @@ pub(super) fn run(
 
     let mut events = vec![EpollEvent::default(); BATCH];
     loop {
-        let count = watched.wait(&mut events).map_err(error("wait for events"))?;
+        let count = watched
+            .wait(&mut events)
+            .map_err(error("wait for events"))?;
         for event in &events[..count] {
             match watched.token(event) {
                 Some(Token::Bell) => return Ok(ended(&ends)),
@@ -86,11 +92,15 @@ pub(super) fn run(
                 Some(Token::Kick { slot, queue }) => {
                     Counters::count(&counters.notifications);
                     let slot = &machine.bus.slots()[slot];
-                    slot.lock().unwrap_or_else(PoisonError::into_inner).kicked(queue);
+                    slot.lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .kicked(queue);
                 }
                 Some(Token::Backend { slot }) => {
                     let slot = &machine.bus.slots()[slot];
-                    slot.lock().unwrap_or_else(PoisonError::into_inner).backend_ready();
+                    slot.lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .backend_ready();
                 }
                 None => {}
             }
@@ -145,7 +155,8 @@ fn serve_control(
 
 /// Why the machine ended, of the vCPU that rang first.
 fn ended(ends: &Receiver<ExitReason>) -> ExitReason {
-    ends.try_recv().unwrap_or_else(|_| ExitReason::Failed("a vCPU's thread panicked".into()))
+    ends.try_recv()
+        .unwrap_or_else(|_| ExitReason::Failed("a vCPU's thread panicked".into()))
 }
 
 /// Descriptors and what they mean.
@@ -156,7 +167,10 @@ struct Watched {
 
 impl Watched {
     fn new() -> io::Result<Self> {
-        Ok(Self { epoll: Epoll::new()?, tokens: Vec::new() })
+        Ok(Self {
+            epoll: Epoll::new()?,
+            tokens: Vec::new(),
+        })
     }
 
     fn add(&mut self, fd: RawFd, token: Token) -> io::Result<()> {
@@ -176,6 +190,8 @@ impl Watched {
     }
 
     fn token(&self, event: &EpollEvent) -> Option<Token> {
-        self.tokens.get(usize::try_from(event.data()).ok()?).copied()
+        self.tokens
+            .get(usize::try_from(event.data()).ok()?)
+            .copied()
     }
 }

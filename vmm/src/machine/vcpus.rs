@@ -29,12 +29,14 @@ pub(super) struct End {
 
 /// Starts the thread of vCPU `id`, which runs it until it ends the machine.
 pub(super) fn start(id: usize, mut vcpu: VcpuFd, context: Context) -> io::Result<()> {
-    thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
-        let reason = run(&mut vcpu, &context);
-        // The loop may have ended the machine already.
-        let _ = context.end.reason.send(reason);
-        let _ = context.end.bell.write(1);
-    })?;
+    thread::Builder::new()
+        .name(format!("vcpu{id}"))
+        .spawn(move || {
+            let reason = run(&mut vcpu, &context);
+            // The loop may have ended the machine already.
+            let _ = context.end.reason.send(reason);
+            let _ = context.end.bell.write(1);
+        })?;
     Ok(())
 }
 
@@ -44,7 +46,11 @@ fn run(vcpu: &mut VcpuFd, context: &Context) -> ExitReason {
         match vcpu.run() {
             Ok(VcpuExit::IoIn(port, data)) => {
                 Counters::count(&counters.exits_io);
-                context.ports.lock().unwrap_or_else(PoisonError::into_inner).read(port, data);
+                context
+                    .ports
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .read(port, data);
             }
             Ok(VcpuExit::IoOut(port, data)) => {
                 Counters::count(&counters.exits_io);

@@ -42,11 +42,16 @@ pub enum MemoryError {
 /// When the host has not enough of it.
 pub fn allocate(ranges: &[(GuestAddress, usize)]) -> Result<Ram, MemoryError> {
     let bytes: u64 = ranges.iter().map(|&(_, length)| length as u64).sum();
-    let file = memory_file(bytes).map_err(|e| MemoryError::File { bytes, source: e.into() })?;
+    let file = memory_file(bytes).map_err(|e| MemoryError::File {
+        bytes,
+        source: e.into(),
+    })?;
     let mut offset = 0;
     let mut regions = Vec::with_capacity(ranges.len());
     for &(address, length) in ranges {
-        let file = file.try_clone().map_err(|source| MemoryError::File { bytes, source })?;
+        let file = file
+            .try_clone()
+            .map_err(|source| MemoryError::File { bytes, source })?;
         regions.push((address, length, Some(FileOffset::new(file, offset))));
         offset += length as u64;
     }

@@ -176,7 +176,11 @@ impl<D: Device> Mmio<D> {
             DEVICE_FEATURES_SEL => self.features_select = value,
             DRIVER_FEATURES_SEL => self.driver_features_select = value,
             DRIVER_FEATURES if self.status.negotiates() => {
-                set_word(&mut self.driver_features, self.driver_features_select, value);
+                set_word(
+                    &mut self.driver_features,
+                    self.driver_features_select,
+                    value,
+                );
             }
             QUEUE_SEL => self.queue_select = value,
             QUEUE_SIZE => {
@@ -202,7 +206,9 @@ impl<D: Device> Mmio<D> {
     }
 
     fn write_address(&mut self, offset: u64, value: u32) {
-        let Some(ring) = self.configurable() else { return };
+        let Some(ring) = self.configurable() else {
+            return;
+        };
         match offset {
             QUEUE_DESC_LOW => ring.set_desc_table_address(Some(value), None),
             QUEUE_DESC_HIGH => ring.set_desc_table_address(None, Some(value)),
@@ -227,10 +233,15 @@ impl<D: Device> Mmio<D> {
         for ring in &mut self.rings {
             ring.set_event_idx(event_idx);
         }
-        let valid = self.rings.iter().all(|ring| !ring.ready() || ring.is_valid(&self.ram));
+        let valid = self
+            .rings
+            .iter()
+            .all(|ring| !ring.ready() || ring.is_valid(&self.ram));
         let features = self.driver_features;
         if !valid {
-            self.fail(&DeviceError::Backend("a queue lies outside of memory".into()));
+            self.fail(&DeviceError::Backend(
+                "a queue lies outside of memory".into(),
+            ));
             return;
         }
         self.with_queues(|device, queues| device.activate(features, queues));
@@ -272,7 +283,11 @@ impl<D: Device> Mmio<D> {
 
     /// Tells the driver that only a reset helps (§2.1.2). Said once: a broken device does no work.
     fn fail(&mut self, error: &DeviceError) {
-        eprintln!("hull-vmm: {:?} device needs a reset: {}", self.device.id(), chain(error));
+        eprintln!(
+            "hull-vmm: {:?} device needs a reset: {}",
+            self.device.id(),
+            chain(error)
+        );
         self.status.needs_reset();
         self.gate.close(self.device.backend());
         self.interrupt.config_changed();
@@ -315,7 +330,8 @@ impl Gate {
 impl<D: Device> BusDevice for Mmio<D> {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if let Some(offset) = offset.checked_sub(CONFIG) {
-            self.device.read_config(usize::try_from(offset).unwrap_or(usize::MAX), data);
+            self.device
+                .read_config(usize::try_from(offset).unwrap_or(usize::MAX), data);
         } else if let Ok(data) = <&mut [u8; 4]>::try_from(data) {
             *data = self.read_register(offset).to_le_bytes();
         }
@@ -323,7 +339,8 @@ impl<D: Device> BusDevice for Mmio<D> {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         if let Some(offset) = offset.checked_sub(CONFIG) {
-            self.device.write_config(usize::try_from(offset).unwrap_or(usize::MAX), data);
+            self.device
+                .write_config(usize::try_from(offset).unwrap_or(usize::MAX), data);
         } else if let Ok(data) = <[u8; 4]>::try_from(data) {
             self.write_register(offset, u32::from_le_bytes(data));
         }
@@ -444,7 +461,11 @@ mod tests {
         fn serve(&mut self, index: usize, _: &mut Queues<'_>) -> Result<(), DeviceError> {
             self.served += 1;
             if self.broken {
-                return Err(QueueError::Chain { index, what: "broken" }.into());
+                return Err(QueueError::Chain {
+                    index,
+                    what: "broken",
+                }
+                .into());
             }
             Ok(())
         }
@@ -522,7 +543,10 @@ mod tests {
                         mmio.kicked(0);
                         mmio.kicked(9);
                         let live = mmio.status.is_live();
-                        assert!(live || mmio.device.served == 0, "{state} {offset:#x} {value:#x}");
+                        assert!(
+                            live || mmio.device.served == 0,
+                            "{state} {offset:#x} {value:#x}"
+                        );
                         let after = mmio.status.bits();
                         let expected = if offset == STATUS && width == 4 {
                             let mut status = at(state).status;
@@ -592,7 +616,10 @@ mod tests {
         set(&mut mmio, QUEUE_READY, 1);
         set(&mut mmio, STATUS, 15);
         mmio.kicked(0);
-        assert_eq!(get(&mut mmio, STATUS), 15 | crate::virtio::status::NEEDS_RESET);
+        assert_eq!(
+            get(&mut mmio, STATUS),
+            15 | crate::virtio::status::NEEDS_RESET
+        );
         assert_eq!((mmio.device.activations, mmio.device.served), (0, 0));
     }
 

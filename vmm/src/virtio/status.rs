@@ -92,7 +92,11 @@ impl Status {
             }
             self.0 |= step;
         }
-        if self.is_live() && !was_live { Effect::Activate } else { Effect::None }
+        if self.is_live() && !was_live {
+            Effect::Activate
+        } else {
+            Effect::None
+        }
     }
 }
 
@@ -152,11 +156,18 @@ mod tests {
         assert!(states.len() > 10);
         for state in states {
             let steps = STEPS.map(|step| state.bits() & step != 0);
-            assert!(steps.is_sorted_by(|before, after| before >= after), "{state:?}");
+            assert!(
+                steps.is_sorted_by(|before, after| before >= after),
+                "{state:?}"
+            );
             for value in 1..=255 {
                 let mut after = state;
                 after.write(value, true);
-                assert_eq!(after.bits() & state.bits(), state.bits(), "{state:?} {value}");
+                assert_eq!(
+                    after.bits() & state.bits(),
+                    state.bits(),
+                    "{state:?} {value}"
+                );
                 assert_eq!(after.bits() & NEEDS_RESET, state.bits() & NEEDS_RESET);
             }
         }

@@ -46,11 +46,16 @@ const PROGRAM: [u8; 32] = [
 
 /// Runs the guest; says how fast it was.
 pub(crate) fn run() -> anyhow::Result<String> {
-    ensure!(PROGRAM[18..22] == TURNS.to_le_bytes(), "the program counts other turns");
+    ensure!(
+        PROGRAM[18..22] == TURNS.to_le_bytes(),
+        "the program counts other turns"
+    );
     let kvm = Kvm::new().context("open /dev/kvm")?;
     let vm = kvm.create_vm().context("create a virtual machine")?;
     let memory = memory()?;
-    let host = memory.get_host_address(GuestAddress(0)).context("find the guest's memory")?;
+    let host = memory
+        .get_host_address(GuestAddress(0))
+        .context("find the guest's memory")?;
     let slot = kvm_userspace_memory_region {
         memory_size: MEMORY as u64,
         userspace_addr: host.addr() as u64,
@@ -60,7 +65,9 @@ pub(crate) fn run() -> anyhow::Result<String> {
     // `memory` is dropped after `vm` and `vcpu`, and nothing refers into it meanwhile.
     unsafe { vm.set_user_memory_region(slot) }.context("map the guest's memory")?;
     let mut vcpu = vm.create_vcpu(0).context("create a vCPU")?;
-    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("get CPUID")?;
+    let cpuid = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .context("get CPUID")?;
     vcpu.set_cpuid2(&cpuid).context("set CPUID")?;
     enter_long_mode(&vcpu)?;
 
@@ -121,7 +128,12 @@ fn enter_long_mode(vcpu: &VcpuFd) -> anyhow::Result<()> {
     sregs.cr0 = 1 << 31 | 1 << 5 | 1 << 1 | 1; // PG, NE, MP, PE
     sregs.efer = 1 << 10 | 1 << 8; // LMA, LME
     vcpu.set_sregs(&sregs).context("set segment registers")?;
-    let regs =
-        kvm_regs { rip: CODE, rsp: STACK, rdi: XSAVE_AREA, rflags: 2, ..Default::default() };
+    let regs = kvm_regs {
+        rip: CODE,
+        rsp: STACK,
+        rdi: XSAVE_AREA,
+        rflags: 2,
+        ..Default::default()
+    };
     vcpu.set_regs(&regs).context("set registers")
 }

@@ -29,9 +29,15 @@ pub(super) fn set(
 ) -> Result<(), CpuidError> {
     let mut cpuid = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(|source| CpuidError { what: "get the supported CPUID", source })?;
+        .map_err(|source| CpuidError {
+            what: "get the supported CPUID",
+            source,
+        })?;
     adapt(&mut cpuid, id, count, deadline_timer);
-    vcpu.set_cpuid2(&cpuid).map_err(|source| CpuidError { what: "set CPUID", source })
+    vcpu.set_cpuid2(&cpuid).map_err(|source| CpuidError {
+        what: "set CPUID",
+        source,
+    })
 }
 
 /// Makes what KVM supports the CPUID of vCPU `id` of `count`.
@@ -52,7 +58,8 @@ fn adapt(cpuid: &mut CpuId, id: u8, count: u8, deadline_timer: bool) {
             0x4 if entry.eax & 0x1f != 0 => {
                 let level = (entry.eax >> 5) & 7;
                 let sharing = if level >= 3 { cores - 1 } else { 0 };
-                entry.eax = (entry.eax & 0x3fff) | sharing.min(0xfff) << 14 | (cores - 1).min(63) << 26;
+                entry.eax =
+                    (entry.eax & 0x3fff) | sharing.min(0xfff) << 14 | (cores - 1).min(63) << 26;
             }
             0xb | 0x1f => topology(entry, apic_id, cores),
             0x8000_0008 => {
@@ -106,7 +113,15 @@ mod tests {
 
     fn entry(function: u32, index: u32) -> kvm_cpuid_entry2 {
         let all = 0xffff_ffff;
-        kvm_cpuid_entry2 { function, index, eax: all, ebx: all, ecx: all, edx: all, ..Default::default() }
+        kvm_cpuid_entry2 {
+            function,
+            index,
+            eax: all,
+            ebx: all,
+            ecx: all,
+            edx: all,
+            ..Default::default()
+        }
     }
 
     fn adapted(function: u32, index: u32, id: u8, count: u8) -> kvm_cpuid_entry2 {

@@ -66,7 +66,10 @@ mod tests {
     fn memory_leaves_the_gap_free_and_none_is_lost() {
         for bytes in [1 << 20, GAP_START, GAP_START + 4096, 64 << 30] {
             let ranges = ram_ranges(bytes);
-            assert_eq!(ranges.iter().map(|&(_, length)| length as u64).sum::<u64>(), bytes);
+            assert_eq!(
+                ranges.iter().map(|&(_, length)| length as u64).sum::<u64>(),
+                bytes
+            );
             for (address, length) in ranges {
                 let end = address.0 + length as u64;
                 assert!(end <= GAP_START || address.0 >= GAP_END);

@@ -54,9 +54,12 @@ pub enum ArchError {
 pub fn prepare_vm(vm: &VmFd) -> Result<(), ArchError> {
     let kvm = |what| move |source| ArchError::Kvm { what, source };
     // Intel processors without unrestricted guests need these two, out of the guest's way.
-    vm.set_identity_map_address(layout::IDENTITY_MAP).map_err(kvm("set the identity map"))?;
-    vm.set_tss_address(layout::TSS).map_err(kvm("set the task state segment"))?;
-    vm.create_irq_chip().map_err(kvm("create the interrupt controllers"))
+    vm.set_identity_map_address(layout::IDENTITY_MAP)
+        .map_err(kvm("set the identity map"))?;
+    vm.set_tss_address(layout::TSS)
+        .map_err(kvm("set the task state segment"))?;
+    vm.create_irq_chip()
+        .map_err(kvm("create the interrupt controllers"))
 }
 
 /// Writes the tables the guest's kernel reads.

@@ -56,9 +56,34 @@ fn table(vcpus: u8) -> Vec<u8> {
         count += 1;
     };
     for id in 0..vcpus {
-        let flags = if id == 0 { ENABLED | BOOT_PROCESSOR } else { ENABLED };
+        let flags = if id == 0 {
+            ENABLED | BOOT_PROCESSOR
+        } else {
+            ENABLED
+        };
         // Type, id, version, flags, signature (family 6), features (FPU, APIC), reserved.
-        add(&[0, id, APIC_VERSION, flags, 0, 6, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        add(&[
+            0,
+            id,
+            APIC_VERSION,
+            flags,
+            0,
+            6,
+            0,
+            0,
+            1,
+            2,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+        ]);
     }
     add(&[1, ISA_BUS, b'I', b'S', b'A', b' ', b' ', b' ']);
     let [a, b, c, d] = IOAPIC.to_le_bytes();
@@ -86,7 +111,10 @@ fn table(vcpus: u8) -> Vec<u8> {
 
 /// The byte that makes all bytes add up to zero.
 fn checksum(bytes: &[u8]) -> u8 {
-    bytes.iter().fold(0_u8, |sum, &byte| sum.wrapping_add(byte)).wrapping_neg()
+    bytes
+        .iter()
+        .fold(0_u8, |sum, &byte| sum.wrapping_add(byte))
+        .wrapping_neg()
 }
 
 #[cfg(test)]
@@ -94,7 +122,9 @@ mod tests {
     use super::*;
 
     fn sum(bytes: &[u8]) -> u8 {
-        bytes.iter().fold(0, |sum: u8, &byte| sum.wrapping_add(byte))
+        bytes
+            .iter()
+            .fold(0, |sum: u8, &byte| sum.wrapping_add(byte))
     }
 
     #[test]
@@ -108,7 +138,10 @@ mod tests {
     #[test]
     fn the_header_counts_its_entries_and_bytes() {
         let table = table(3);
-        assert_eq!(usize::from(u16::from_le_bytes([table[4], table[5]])), table.len());
+        assert_eq!(
+            usize::from(u16::from_le_bytes([table[4], table[5]])),
+            table.len()
+        );
         let mut at = 44;
         let mut count = 0;
         while at < table.len() {

@@ -33,13 +33,20 @@ const CR0_PROTECTED: u64 = 1;
 const RFLAGS: u64 = 2;
 
 pub(super) fn set_msrs(vcpu: &VcpuFd) -> Result<(), RegisterError> {
-    let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
-    let entries =
-        [entry(IA32_MISC_ENABLE, FAST_STRINGS), entry(IA32_MTRR_DEF_TYPE, MTRR_WRITE_BACK)];
+    let entry = |index, data| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    };
+    let entries = [
+        entry(IA32_MISC_ENABLE, FAST_STRINGS),
+        entry(IA32_MTRR_DEF_TYPE, MTRR_WRITE_BACK),
+    ];
     let msrs = Msrs::from_entries(&entries).expect("two entries fit");
-    let taken = vcpu
-        .set_msrs(&msrs)
-        .map_err(|source| RegisterError::Kvm { what: "set model-specific registers", source })?;
+    let taken = vcpu.set_msrs(&msrs).map_err(|source| RegisterError::Kvm {
+        what: "set model-specific registers",
+        source,
+    })?;
     match entries.get(taken) {
         Some(refused) => Err(RegisterError::Msr(refused.index)),
         None => Ok(()),
@@ -57,13 +64,25 @@ pub(super) fn set_entry(
     let data = segment(0x10, 0x3);
     sregs.cs = code;
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr = kvm_segment { limit: 0x67, s: 0, g: 0, db: 0, ..segment(0x18, 0xb) };
+    sregs.tr = kvm_segment {
+        limit: 0x67,
+        s: 0,
+        g: 0,
+        db: 0,
+        ..segment(0x18, 0xb)
+    };
     sregs.cr0 = CR0_PROTECTED;
     sregs.cr4 = 0;
     sregs.efer = 0;
-    vcpu.set_sregs(&sregs).map_err(kvm("set segment registers"))?;
+    vcpu.set_sregs(&sregs)
+        .map_err(kvm("set segment registers"))?;
 
-    let regs = kvm_regs { rip: entry.0, rbx: start_info.0, rflags: RFLAGS, ..Default::default() };
+    let regs = kvm_regs {
+        rip: entry.0,
+        rbx: start_info.0,
+        rflags: RFLAGS,
+        ..Default::default()
+    };
     vcpu.set_regs(&regs).map_err(kvm("set registers"))
 }
 

@@ -7,9 +7,7 @@ use linux_loader::loader::elf::start_info::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::layout::{
-    CMDLINE, CMDLINE_LEN, HIGH_RAM, LOW_RAM_END, MEMORY_MAP, MODULES, START_INFO,
-};
+use super::layout::{CMDLINE, CMDLINE_LEN, HIGH_RAM, LOW_RAM_END, MEMORY_MAP, MODULES, START_INFO};
 use crate::memory::Ram;
 
 /// Why the kernel could not be told.
@@ -36,11 +34,18 @@ pub(super) fn write(
     ram.write_obj(0_u8, GuestAddress(CMDLINE + cmdline.len() as u64))?;
 
     let map = memory_map(ram);
-    for (at, entry) in (MEMORY_MAP..).step_by(size_of::<hvm_memmap_table_entry>()).zip(&map) {
+    for (at, entry) in (MEMORY_MAP..)
+        .step_by(size_of::<hvm_memmap_table_entry>())
+        .zip(&map)
+    {
         ram.write_obj(*entry, GuestAddress(at))?;
     }
     if let Some((address, size)) = initrd {
-        let module = hvm_modlist_entry { paddr: address.0, size, ..Default::default() };
+        let module = hvm_modlist_entry {
+            paddr: address.0,
+            size,
+            ..Default::default()
+        };
         ram.write_obj(module, GuestAddress(MODULES))?;
     }
     let info = hvm_start_info {
@@ -86,9 +91,13 @@ mod tests {
         write(&ram, "quiet", Some((GuestAddress(0x200_0000), 77))).unwrap();
 
         let info: hvm_start_info = ram.read_obj(GuestAddress(START_INFO)).unwrap();
-        assert_eq!((info.magic, info.memmap_entries, info.nr_modules), (0x336e_c578, 2, 1));
+        assert_eq!(
+            (info.magic, info.memmap_entries, info.nr_modules),
+            (0x336e_c578, 2, 1)
+        );
         let mut text = [0; 6];
-        ram.read_slice(&mut text, GuestAddress(info.cmdline_paddr)).unwrap();
+        ram.read_slice(&mut text, GuestAddress(info.cmdline_paddr))
+            .unwrap();
         assert_eq!(&text, b"quiet\0");
         let module: hvm_modlist_entry = ram.read_obj(GuestAddress(info.modlist_paddr)).unwrap();
         assert_eq!((module.paddr, module.size), (0x200_0000, 77));

@@ -11,8 +11,8 @@ mod request;
 use std::io;
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_S_IOERR,
-    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_S_UNSUPP,
 };
 use vm_memory::Bytes;
 
@@ -44,7 +44,11 @@ impl Blk {
         for (to, from) in id.iter_mut().zip(serial.bytes()) {
             *to = from;
         }
-        Self { image, read_only, serial: id }
+        Self {
+            image,
+            read_only,
+            serial: id,
+        }
     }
 
     fn capacity(&self) -> u64 {
@@ -57,7 +61,11 @@ impl Blk {
         let mut readable = Vec::new();
         let mut writable = Vec::new();
         for descriptor in chain {
-            let segments = if descriptor.is_write_only() { &mut writable } else { &mut readable };
+            let segments = if descriptor.is_write_only() {
+                &mut writable
+            } else {
+                &mut readable
+            };
             segments.push((descriptor.addr(), descriptor.len()));
         }
         let status_at = split_last(&mut writable).ok_or(broken("no room for the status"))?;
@@ -83,7 +91,8 @@ impl Blk {
             Err(Refusal::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
         };
         let status = u8::try_from(status).expect("the three statuses are 0, 1 and 2");
-        ram.write_obj(status, status_at).map_err(|_| broken("status outside of memory"))?;
+        ram.write_obj(status, status_at)
+            .map_err(|_| broken("status outside of memory"))?;
         Ok(written.saturating_add(1))
     }
 
@@ -128,7 +137,11 @@ impl Device for Blk {
     }
 
     fn features(&self) -> u64 {
-        let read_only = if self.read_only { 1 << VIRTIO_BLK_F_RO } else { 0 };
+        let read_only = if self.read_only {
+            1 << VIRTIO_BLK_F_RO
+        } else {
+            0
+        };
         1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_SEG_MAX | read_only
     }
 
@@ -172,7 +185,12 @@ mod tests {
     const OUT: u32 = 1;
 
     fn header(kind: u32, sector: u64) -> Vec<u8> {
-        [kind.to_le_bytes().as_slice(), &[0; 4], &sector.to_le_bytes()].concat()
+        [
+            kind.to_le_bytes().as_slice(),
+            &[0; 4],
+            &sector.to_le_bytes(),
+        ]
+        .concat()
     }
 
     fn disk(read_only: bool) -> (Blk, File) {
@@ -196,7 +214,11 @@ mod tests {
         let data = [7; 1024];
         let written = send(
             &mut blk,
-            &[Buffer::Readable(&header(OUT, 2)), Buffer::Readable(&data), Buffer::Writable(1)],
+            &[
+                Buffer::Readable(&header(OUT, 2)),
+                Buffer::Readable(&data),
+                Buffer::Writable(1),
+            ],
         );
         assert_eq!(written, [0]);
 
@@ -237,7 +259,11 @@ mod tests {
         let (mut blk, file) = disk(true);
         let written = send(
             &mut blk,
-            &[Buffer::Readable(&header(OUT, 0)), Buffer::Readable(&[7; 512]), Buffer::Writable(1)],
+            &[
+                Buffer::Readable(&header(OUT, 0)),
+                Buffer::Readable(&[7; 512]),
+                Buffer::Writable(1),
+            ],
         );
         assert_eq!(written, [1]);
         let mut byte = [9];
@@ -251,7 +277,11 @@ mod tests {
         file.set_len(SECTOR).unwrap();
         let read = send(
             &mut blk,
-            &[Buffer::Readable(&header(IN, 4)), Buffer::Writable(512), Buffer::Writable(1)],
+            &[
+                Buffer::Readable(&header(IN, 4)),
+                Buffer::Writable(512),
+                Buffer::Writable(1),
+            ],
         );
         // Only the status counts as written.
         assert_eq!(read.len(), 1);
@@ -262,7 +292,11 @@ mod tests {
         let (mut blk, _file) = disk(false);
         let id = send(
             &mut blk,
-            &[Buffer::Readable(&header(8, 0)), Buffer::Writable(20), Buffer::Writable(1)],
+            &[
+                Buffer::Readable(&header(8, 0)),
+                Buffer::Writable(20),
+                Buffer::Writable(1),
+            ],
         );
         assert_eq!(&id[..6], b"kelp\0\0");
         assert_eq!(id.len(), 21);
@@ -275,7 +309,10 @@ mod tests {
             [Buffer::Readable(&header), Buffer::Readable(b"no status")],
             [Buffer::Readable(b"short"), Buffer::Writable(513)],
             [Buffer::Raw(u64::MAX - 8, 16, 1), Buffer::Writable(513)],
-            [Buffer::Readable(&header), Buffer::Raw(u64::MAX - 600, 513, 2)],
+            [
+                Buffer::Readable(&header),
+                Buffer::Raw(u64::MAX - 600, 513, 2),
+            ],
         ] {
             let (mut blk, _file) = disk(false);
             let mut driver = Driver::new(&[QUEUE_SIZE]);

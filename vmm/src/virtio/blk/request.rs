@@ -60,10 +60,16 @@ impl Request {
     ) -> Result<Self, Refusal> {
         let [a, b, c, d, _, _, _, _, sector @ ..] = header;
         let kind = u32::from_le_bytes([a, b, c, d]);
-        let offset = u64::from_le_bytes(sector).checked_mul(SECTOR).ok_or(Refusal::IoError)?;
+        let offset = u64::from_le_bytes(sector)
+            .checked_mul(SECTOR)
+            .ok_or(Refusal::IoError)?;
         let within = |length: u64| {
             let end = offset.checked_add(length).ok_or(Refusal::IoError)?;
-            if length.is_multiple_of(SECTOR) && end <= capacity { Ok(()) } else { Err(Refusal::IoError) }
+            if length.is_multiple_of(SECTOR) && end <= capacity {
+                Ok(())
+            } else {
+                Err(Refusal::IoError)
+            }
         };
         match kind {
             VIRTIO_BLK_T_IN => within(writable).map(|()| Self::Read { offset }),
@@ -160,9 +166,15 @@ mod tests {
 
     #[test]
     fn a_read_only_disk_refuses_writes_and_nothing_else() {
-        assert_eq!(Request::decode(header(1, 0), 512, 0, DISK, true), Err(Refusal::IoError));
+        assert_eq!(
+            Request::decode(header(1, 0), 512, 0, DISK, true),
+            Err(Refusal::IoError)
+        );
         assert!(Request::decode(header(0, 0), 0, 512, DISK, true).is_ok());
-        assert_eq!(Request::decode(header(4, 0), 0, 0, DISK, true), Ok(Request::Flush));
+        assert_eq!(
+            Request::decode(header(4, 0), 0, 0, DISK, true),
+            Ok(Request::Flush)
+        );
     }
 
     #[test]

@@ -1,0 +1,120 @@
+//! Delete: what was made is undone.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use containerd_shim::protos::events::task as event;
+use log::info;
+
+use super::{Result, Runtime, Slot, process_id, timestamp};
+use crate::cleanup;
+use crate::container::{Exit, LOST, Process, State};
+use crate::error::TaskError;
+use crate::events::TaskEvent;
+
+/// How long Delete waits for output that is still on its way.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The same where the machine ends anyway.
+const DELETE_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Runtime {
+    /// Forgets a process that is over or was never started; tells its pid and how it ended.
+    ///
+    /// # Errors
+    /// When it runs.
+    pub async fn delete_exec(&self, id: &str, exec_id: &str) -> Result<(u32, Exit)> {
+        let process = self.process(id, exec_id)?;
+        let exit = over(&process).await?;
+        drain(&process, Instant::now() + DRAIN_PATIENCE).await;
+        let agent = self.slot().sandbox().map(|sandbox| sandbox.agent.clone());
+        if let Ok(agent) = agent {
+            let context = ttrpc::context::with_duration(DELETE_PATIENCE);
+            if let Err(e) = agent.delete(context, &process_id(id, exec_id)).await {
+                info!("the agent keeps process {exec_id}: {e}");
+            }
+        }
+        self.slot().container(id)?.forget(exec_id);
+        Ok((process.pid(), exit))
+    }
+
+    /// Ends the machine of a container that is over or was never started, and removes everything
+    /// that was made for it on the host; tells its pid and how it ended.
+    ///
+    /// # Errors
+    /// When it runs, or something cannot be removed: then it may be asked again.
+    pub async fn delete(&self, id: &str) -> Result<(u32, Exit)> {
+        let _turn = self.0.turn.lock().await;
+        let init = self.process(id, "")?;
+        let exit = over(&init).await?;
+        let processes = self.slot().container(id)?.processes();
+        let deadline = Instant::now() + DRAIN_PATIENCE;
+        for process in processes {
+            drain(&process, deadline).await;
+        }
+
+        let sandbox = {
+            let mut slot = self.slot();
+            match std::mem::replace(&mut *slot, Slot::Empty) {
+                Slot::Live { container, sandbox } => {
+                    *slot = Slot::Removing(container);
+                    Some(sandbox)
+                }
+                other => {
+                    *slot = other;
+                    None
+                }
+            }
+        };
+        if let Some(sandbox) = sandbox {
+            if !sandbox.gone.is_told() {
+                let context = ttrpc::context::with_duration(DELETE_PATIENCE);
+                if let Err(e) = sandbox.agent.delete(context, &process_id(id, "")).await {
+                    info!("the agent has nothing to delete: {e}");
+                }
+            }
+            let ended = sandbox.shut_down().await;
+            ended.map_err(|e| TaskError::failed(&e))?;
+        }
+        let (state, bundle) = {
+            let mut slot = self.slot();
+            let container = slot.container(id)?;
+            (container.state.clone(), container.bundle.clone())
+        };
+        // What a Delete before this one may have failed to remove, and the bundle's mounts.
+        cleanup::clean_up(&state, &bundle).map_err(|e| TaskError::failed(&e))?;
+        *self.slot() = Slot::Empty;
+        self.publish(TaskEvent::Delete(event::TaskDelete {
+            container_id: id.to_owned(),
+            pid: init.pid(),
+            exit_status: exit.status,
+            exited_at: timestamp(exit.at),
+            ..Default::default()
+        }));
+        Ok((init.pid(), exit))
+    }
+}
+
+/// How a process ended; one that was never started counts as ended now, and has no output.
+async fn over(process: &Process) -> Result<Exit> {
+    let mut state = process.state.lock().await;
+    match *state {
+        State::Stopped(exit) => Ok(exit),
+        State::Running => Err(TaskError::Precondition("the process is running".into())),
+        State::Created => {
+            let exit = Exit {
+                status: LOST,
+                at: SystemTime::now(),
+            };
+            process.stop(&mut state, exit);
+            drop(process.take_streams());
+            Ok(exit)
+        }
+    }
+}
+
+async fn drain(process: &Process, deadline: Instant) {
+    if let Some(mut streams) = process.take_streams() {
+        let patience = deadline.saturating_duration_since(Instant::now());
+        streams.drained(patience).await;
+    }
+}

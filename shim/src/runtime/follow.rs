@@ -1,0 +1,120 @@
+//! What happens in the guest and to it, told to containerd.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use agent_protocol::{self as agent, AgentClient};
+use containerd_shim::protos::events::task as event;
+use log::warn;
+use ttrpc::context::Context;
+
+use super::{Runtime, timestamp};
+use crate::container::{Exit, LOST, Process};
+use crate::events::TaskEvent;
+use crate::supervise::Gone;
+
+/// How long the machine's own end may take to be noticed after the agent's connection has ended.
+const REASON_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A guest may say as often as it likes that it is out of memory; containerd hears it this often.
+const OOM_INTERVAL: Duration = Duration::from_secs(1);
+
+impl Runtime {
+    /// Starts to follow the agent's events, and the machine's end.
+    pub(super) fn watch(&self, agent: AgentClient, gone: Gone) {
+        let (runtime, told) = (self.clone(), gone.clone());
+        tokio::spawn(async move {
+            runtime.follow(agent).await;
+            // The machine's own reason is the better one.
+            tokio::time::sleep(REASON_PATIENCE).await;
+            told.tell("the agent closed its connection".to_owned());
+        });
+        let runtime = self.clone();
+        tokio::spawn(async move { runtime.machine_ended(&gone.reason().await).await });
+    }
+
+    /// Follows the agent's events to their end.
+    async fn follow(&self, agent: AgentClient) {
+        let stream = agent.events(Context::default(), &agent::Empty::new()).await;
+        let mut stream = match stream {
+            Ok(stream) => stream,
+            Err(e) => return warn!("follow the agent's events: {e}"),
+        };
+        let mut last_oom = None;
+        while let Ok(Some(event)) = stream.recv().await {
+            match event.what {
+                Some(agent::event::What::Exit(exit)) => self.exited(&exit).await,
+                Some(agent::event::What::Oom(_)) => {
+                    let now = Instant::now();
+                    if last_oom.is_none_or(|last| now.duration_since(last) >= OOM_INTERVAL) {
+                        last_oom = Some(now);
+                        self.publish(TaskEvent::Oom(event::TaskOOM {
+                            container_id: self.0.id.clone(),
+                            ..Default::default()
+                        }));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    async fn exited(&self, exit: &agent::Exit) {
+        let ids = exit.process.get_or_default();
+        // One that is not known was deleted, or the guest makes it up.
+        let Ok(process) = self.process(&ids.container_id, &ids.exec_id) else {
+            return;
+        };
+        let exit = Exit {
+            status: exit.status,
+            // The guest's clock is its own.
+            at: SystemTime::now(),
+        };
+        self.ended(&process, exit).await;
+    }
+
+    /// The machine is over: so are all its processes.
+    async fn machine_ended(&self, reason: &str) {
+        let processes = match self.slot().container(&self.0.id) {
+            Ok(container) => container.processes(),
+            Err(_) => return,
+        };
+        let running: Vec<_> = processes.iter().filter(|p| p.exit().is_none()).collect();
+        if !running.is_empty() {
+            warn!(
+                "the machine of {} ended under {} processes: {reason}",
+                self.0.id,
+                running.len()
+            );
+        }
+        for process in running {
+            let exit = Exit {
+                status: LOST,
+                at: SystemTime::now(),
+            };
+            self.ended(process, exit).await;
+        }
+    }
+
+    /// A process is over: says so, unless that is known.
+    async fn ended(&self, process: &Process, exit: Exit) {
+        // Waits for a Start that is under way: see `container`.
+        let mut state = process.state.lock().await;
+        if !process.stop(&mut state, exit) {
+            return;
+        }
+        let container_id = self.0.id.clone();
+        let id = if process.exec_id.is_empty() {
+            container_id.clone()
+        } else {
+            process.exec_id.clone()
+        };
+        self.publish(TaskEvent::Exit(event::TaskExit {
+            container_id,
+            id,
+            pid: process.pid(),
+            exit_status: exit.status,
+            exited_at: timestamp(exit.at),
+            ..Default::default()
+        }));
+    }
+}

@@ -1,0 +1,369 @@
+//! What can be done with the container of one shim: everything the task service offers, in this
+//! project's own terms.
+//!
+//! ```text
+//! Empty ──create──▶ Live ──delete: the machine is ended──▶ Removing ──all is undone──▶ Empty
+//! ```
+//! Create and Delete take turns; whatever else is asked looks things up in the slot and waits for
+//! nothing but the agent. Each event is published where the change it tells of is made.
+
+mod create;
+mod delete;
+mod follow;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use agent_protocol::{self as agent, AgentClient};
+use containerd_shim::protos::api::ExecProcessRequest;
+use containerd_shim::protos::cgroups_v2::metrics::Metrics;
+use containerd_shim::protos::events::task as event;
+use protobuf::MessageField;
+use protobuf::well_known_types::timestamp::Timestamp;
+use tokio::sync::{Mutex, Notify};
+use ttrpc::context::Context;
+
+use crate::bundle;
+use crate::container::{Container, Process, State};
+use crate::error::{TaskError, chain};
+use crate::events::{Events, TaskEvent};
+use crate::ports::Ports;
+use crate::sandbox::Sandbox;
+use crate::stats;
+use crate::stdio::{self, Paths};
+
+/// How long the agent may take to answer. It is the guest's, so that nothing may hang on it.
+const AGENT_PATIENCE: Duration = Duration::from_secs(60);
+
+type Result<T> = std::result::Result<T, TaskError>;
+
+/// The container of one shim, and what is done with it.
+#[derive(Clone)]
+pub struct Runtime(Arc<Core>);
+
+struct Core {
+    namespace: String,
+    id: String,
+    events: Events,
+    shutdown: Arc<Notify>,
+    /// Create and Delete hold it to their end.
+    turn: Mutex<()>,
+    /// What there is; held for one look-up or change, never across a wait.
+    slot: StdMutex<Slot>,
+}
+
+/// See the module's description.
+enum Slot {
+    Empty,
+    Live {
+        container: Container,
+        sandbox: Sandbox,
+    },
+    Removing(Container),
+}
+
+impl Slot {
+    fn container(&mut self, id: &str) -> Result<&mut Container> {
+        match self {
+            Self::Live { container, .. } | Self::Removing(container) if container.id == id => {
+                Ok(container)
+            }
+            _ => Err(TaskError::NotFound(format!("container {id}"))),
+        }
+    }
+
+    fn sandbox(&self) -> Result<&Sandbox> {
+        match self {
+            Self::Live { sandbox, .. } => Ok(sandbox),
+            _ => Err(TaskError::Precondition(
+                "the virtual machine is gone".into(),
+            )),
+        }
+    }
+}
+
+/// What State answers.
+pub struct Status {
+    /// The container's bundle.
+    pub bundle: PathBuf,
+    /// The process.
+    pub process: Arc<Process>,
+    /// What it does.
+    pub state: State,
+    /// Whether its container stands still.
+    pub paused: bool,
+}
+
+impl Runtime {
+    /// A runtime without a container. `shutdown` is notified when the shim is to end.
+    #[must_use]
+    pub fn new(namespace: &str, id: &str, events: Events, shutdown: Arc<Notify>) -> Self {
+        Self(Arc::new(Core {
+            namespace: namespace.to_owned(),
+            id: id.to_owned(),
+            events,
+            shutdown,
+            turn: Mutex::new(()),
+            slot: StdMutex::new(Slot::Empty),
+        }))
+    }
+
+    /// Starts a process that was created or added; returns its pid.
+    ///
+    /// # Errors
+    /// When it does not exist, has been started, or its program cannot be run.
+    pub async fn start(&self, id: &str, exec_id: &str) -> Result<u32> {
+        let (process, agent) = self.live(id, exec_id)?;
+        let mut state = process.state.lock().await;
+        match *state {
+            State::Created => {}
+            State::Running => return Err(TaskError::Precondition("already started".into())),
+            State::Stopped(_) => return Err(TaskError::Finished),
+        }
+        process.hold_stdin();
+        let started = agent.start(patience(), &process_id(id, exec_id)).await?;
+        *state = State::Running;
+        if exec_id.is_empty() {
+            self.publish(TaskEvent::Start(event::TaskStart {
+                container_id: id.to_owned(),
+                pid: process.pid(),
+                ..Default::default()
+            }));
+        } else {
+            process.set_pid(started.pid);
+            self.publish(TaskEvent::ExecStarted(event::TaskExecStarted {
+                container_id: id.to_owned(),
+                exec_id: exec_id.to_owned(),
+                pid: started.pid,
+                ..Default::default()
+            }));
+        }
+        Ok(process.pid())
+    }
+
+    /// Adds a process to the container.
+    ///
+    /// # Errors
+    /// When there is one of that name, the container is over, or the agent refuses it.
+    pub async fn exec(&self, request: &ExecProcessRequest) -> Result<()> {
+        let (agent, ports) = {
+            let mut slot = self.slot();
+            let container = slot.container(&request.id)?;
+            container.admits(&request.exec_id)?;
+            if container.init.exit().is_some() {
+                return Err(TaskError::Precondition(
+                    "the container is not running".into(),
+                ));
+            }
+            let sandbox = slot.sandbox()?;
+            (sandbox.agent.clone(), Arc::clone(&sandbox.ports))
+        };
+        let process = bundle::translate_process(&request.spec.value)
+            .map_err(|e| TaskError::Invalid(chain(&e)))?;
+        let paths = Paths {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        let (streams, stdio) = open_streams(&paths, &ports)?;
+        let exec = agent::ExecRequest {
+            container_id: request.id.clone(),
+            exec_id: request.exec_id.clone(),
+            process,
+            stdio: MessageField::some(stdio),
+            ..Default::default()
+        };
+        agent.exec(patience(), &exec).await?;
+        let process = Process::new(&request.exec_id, paths, streams, 0);
+        self.slot().container(&request.id)?.add(process)?;
+        self.publish(TaskEvent::ExecAdded(event::TaskExecAdded {
+            container_id: request.id.clone(),
+            exec_id: request.exec_id.clone(),
+            ..Default::default()
+        }));
+        Ok(())
+    }
+
+    /// Looks a process up.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn process(&self, id: &str, exec_id: &str) -> Result<Arc<Process>> {
+        self.slot().container(id)?.process(exec_id)
+    }
+
+    /// Tells what a process does.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn status(&self, id: &str, exec_id: &str) -> Result<Status> {
+        let mut slot = self.slot();
+        let container = slot.container(id)?;
+        let process = container.process(exec_id)?;
+        let state = match (process.exit(), process.state.try_lock()) {
+            (Some(exit), _) => State::Stopped(exit),
+            (None, Ok(state)) => *state,
+            // A Start that is under way has not happened yet.
+            (None, Err(_)) => State::Created,
+        };
+        Ok(Status {
+            bundle: container.bundle.clone(),
+            process,
+            state,
+            paused: container.paused,
+        })
+    }
+
+    /// Sends a signal to a process, or to all of its container.
+    ///
+    /// # Errors
+    /// [`TaskError::Finished`] when it is over; what the agent says otherwise.
+    pub async fn kill(&self, id: &str, exec_id: &str, signal: u32, all: bool) -> Result<()> {
+        let (_, agent) = self.live(id, exec_id)?;
+        let request = agent::SignalRequest {
+            process: MessageField::some(process_id(id, exec_id)),
+            signal,
+            all,
+            ..Default::default()
+        };
+        agent.signal(patience(), &request).await?;
+        Ok(())
+    }
+
+    /// Sets the size of a process's terminal, in characters.
+    ///
+    /// # Errors
+    /// When it is over, or has no terminal.
+    pub async fn resize(&self, id: &str, exec_id: &str, width: u32, height: u32) -> Result<()> {
+        let (_, agent) = self.live(id, exec_id)?;
+        let request = agent::ResizeRequest {
+            process: MessageField::some(process_id(id, exec_id)),
+            width,
+            height,
+            ..Default::default()
+        };
+        agent.resize(patience(), &request).await?;
+        Ok(())
+    }
+
+    /// Lists the container's processes.
+    ///
+    /// # Errors
+    /// When it is over.
+    pub async fn pids(&self, id: &str) -> Result<Vec<agent::Process>> {
+        let (_, agent) = self.live(id, "")?;
+        Ok(agent.pids(patience(), &container_id(id)).await?.processes)
+    }
+
+    /// Reads the container's figures.
+    ///
+    /// # Errors
+    /// When it is over.
+    pub async fn stats(&self, id: &str) -> Result<Metrics> {
+        let (_, agent) = self.live(id, "")?;
+        let answer = agent.stats(patience(), &container_id(id)).await?;
+        Ok(stats::metrics(&answer.files))
+    }
+
+    /// Changes the container's limits to those of an OCI `linux.resources` object.
+    ///
+    /// # Errors
+    /// When it is over, or the kernel refuses.
+    pub async fn update(&self, id: &str, resources: &[u8]) -> Result<()> {
+        let (_, agent) = self.live(id, "")?;
+        let request = agent::UpdateRequest {
+            container_id: id.to_owned(),
+            resources: bundle::check_resources(resources)
+                .map_err(|e| TaskError::Invalid(chain(&e)))?,
+            ..Default::default()
+        };
+        agent.update(patience(), &request).await?;
+        Ok(())
+    }
+
+    /// Makes the container stand still.
+    ///
+    /// # Errors
+    /// When it is over.
+    pub async fn pause(&self, id: &str) -> Result<()> {
+        let (_, agent) = self.live(id, "")?;
+        agent.pause(patience(), &container_id(id)).await?;
+        self.slot().container(id)?.paused = true;
+        self.publish(TaskEvent::Paused(event::TaskPaused {
+            container_id: id.to_owned(),
+            ..Default::default()
+        }));
+        Ok(())
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// When it is over.
+    pub async fn resume(&self, id: &str) -> Result<()> {
+        let (_, agent) = self.live(id, "")?;
+        agent.resume(patience(), &container_id(id)).await?;
+        self.slot().container(id)?.paused = false;
+        self.publish(TaskEvent::Resumed(event::TaskResumed {
+            container_id: id.to_owned(),
+            ..Default::default()
+        }));
+        Ok(())
+    }
+
+    /// Ends the shim, unless it still has a container: containerd asks after every Delete.
+    pub fn shut_down(&self) {
+        if matches!(*self.slot(), Slot::Empty) {
+            self.0.shutdown.notify_one();
+        }
+    }
+
+    /// Looks a process up that is not over, with the agent to ask about it.
+    fn live(&self, id: &str, exec_id: &str) -> Result<(Arc<Process>, AgentClient)> {
+        let mut slot = self.slot();
+        let process = slot.container(id)?.process(exec_id)?;
+        if process.exit().is_some() {
+            return Err(TaskError::Finished);
+        }
+        Ok((process, slot.sandbox()?.agent.clone()))
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Slot> {
+        self.0.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, event: TaskEvent) {
+        self.0.events.publish(event);
+    }
+}
+
+fn patience() -> Context {
+    ttrpc::context::with_duration(AGENT_PATIENCE)
+}
+
+fn process_id(id: &str, exec_id: &str) -> agent::ProcessId {
+    agent::ProcessId {
+        container_id: id.to_owned(),
+        exec_id: exec_id.to_owned(),
+        ..Default::default()
+    }
+}
+
+fn container_id(id: &str) -> agent::ContainerId {
+    agent::ContainerId {
+        container_id: id.to_owned(),
+        ..Default::default()
+    }
+}
+
+fn timestamp(at: SystemTime) -> MessageField<Timestamp> {
+    MessageField::some(at.into())
+}
+
+fn open_streams(paths: &Paths, ports: &Ports) -> Result<(stdio::Streams, agent::Stdio)> {
+    stdio::open(paths, ports).map_err(|e| TaskError::failed(&e))
+}
