@@ -22,8 +22,12 @@ impl Leftovers {
         let cgroups = tree("/sys/fs/cgroup", Path::is_dir).filter(|path| path != runc_group);
         found.extend(cgroups.map(|path| line("cgroup", &path)));
         found.extend(tree("/run/hull", |_| true).map(|path| line("file", &path)));
-        found
-            .extend(tree("/run/containerd", |path| !path.is_dir()).map(|path| line("file", &path)));
+        found.extend(
+            tree("/run/containerd", |path| {
+                !path.is_dir() && !of_a_client(path)
+            })
+            .map(|path| line("file", &path)),
+        );
         let bundles = "/run/containerd/io.containerd.runtime.v2.task";
         found.extend(
             entries(bundles)
@@ -44,6 +48,11 @@ impl Leftovers {
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+/// Named pipes that `ctr` makes for a process, and leaves when its runtime was killed.
+fn of_a_client(path: &Path) -> bool {
+    path.starts_with("/run/containerd/fifo")
 }
 
 fn line(kind: &str, path: &Path) -> String {

@@ -1,16 +1,12 @@
 //! What answers at which guest address: one slot of 4 KiB for each memory-mapped device.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::virtio::mmio::Slot;
+use vmm_sys_util::eventfd::EventFd;
 
 /// Bytes of each device's registers and configuration space.
 const SLOT_LEN: u64 = 0x1000;
-
-/// Where the slots from `base` on begin.
-pub fn slot_addresses(base: u64) -> impl Iterator<Item = u64> {
-    (0..).map(move |slot| base + slot * SLOT_LEN)
-}
 
 /// Something with registers. Offsets are relative to its slot; the data is 1 to 8 bytes.
 pub trait BusDevice: Send {
@@ -19,6 +15,27 @@ pub trait BusDevice: Send {
 
     /// Takes `data`.
     fn write(&mut self, offset: u64, data: &[u8]);
+}
+
+/// A device as the event loop sees it.
+pub trait Slot: BusDevice {
+    /// The notification of every queue.
+    fn notifications(&self) -> &[EventFd];
+
+    /// Whether a daemon and not the event loop serves the notifications.
+    fn served_elsewhere(&self) -> bool;
+
+    /// What raises the device's interrupt, to be bound to its GSI.
+    fn line(&self) -> &EventFd;
+
+    /// Readable while there is work for [`Slot::backend_ready`]: never while the device is idle.
+    fn backend(&self) -> Option<BorrowedFd<'_>>;
+
+    /// The driver notified queue `index`.
+    fn kicked(&mut self, index: usize);
+
+    /// The backend is readable.
+    fn backend_ready(&mut self);
 }
 
 /// A device in its slot. A vCPU takes the lock for one register, the event loop for one queue; no
@@ -38,10 +55,32 @@ impl Bus {
         Self { base, slots }
     }
 
-    /// The devices in their order.
+    /// How many devices there are.
     #[must_use]
-    pub fn slots(&self) -> &[SharedSlot] {
-        &self.slots
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Where the devices are, in their order.
+    pub fn addresses(&self) -> impl Iterator<Item = u64> {
+        (0..)
+            .zip(&self.slots)
+            .map(|(slot, _)| self.base + slot * SLOT_LEN)
+    }
+
+    /// Works with device `index`, which nobody else does meanwhile.
+    ///
+    /// # Panics
+    /// When there is no such device.
+    pub fn with<R>(&self, index: usize, work: impl FnOnce(&mut dyn Slot) -> R) -> R {
+        let mut slot = lock(&self.slots[index]);
+        work(&mut *slot)
     }
 
     /// A guest's load. Where nothing is, all bits are set, as on hardware.
@@ -49,9 +88,7 @@ impl Bus {
         match self.find(address) {
             Some((slot, offset)) => {
                 data.fill(0);
-                slot.lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .read(offset, data);
+                lock(slot).read(offset, data);
             }
             None => data.fill(0xff),
         }
@@ -60,9 +97,7 @@ impl Bus {
     /// A guest's store. Where nothing is, nothing happens.
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some((slot, offset)) = self.find(address) {
-            slot.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .write(offset, data);
+            lock(slot).write(offset, data);
         }
     }
 
@@ -70,5 +105,93 @@ impl Bus {
         let distance = address.checked_sub(self.base)?;
         let index = usize::try_from(distance / SLOT_LEN).ok()?;
         Some((self.slots.get(index)?, distance % SLOT_LEN))
+    }
+}
+
+/// A panic while it was held leaves the device in a state its driver may have to reset, no worse.
+fn lock(slot: &SharedSlot) -> MutexGuard<'_, dyn Slot + 'static> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Device, offset and data of each store.
+    type Stores = Arc<Mutex<Vec<(u8, u64, Vec<u8>)>>>;
+
+    /// Reads as its number, and remembers what was written.
+    struct Probe {
+        number: u8,
+        written: Stores,
+        line: EventFd,
+    }
+
+    impl BusDevice for Probe {
+        fn read(&mut self, _: u64, data: &mut [u8]) {
+            assert!(data.iter().all(|&byte| byte == 0));
+            data[0] = self.number;
+        }
+
+        fn write(&mut self, offset: u64, data: &[u8]) {
+            let written = (self.number, offset, data.to_vec());
+            self.written.lock().unwrap().push(written);
+        }
+    }
+
+    impl Slot for Probe {
+        fn notifications(&self) -> &[EventFd] {
+            &[]
+        }
+        fn served_elsewhere(&self) -> bool {
+            false
+        }
+        fn line(&self) -> &EventFd {
+            &self.line
+        }
+        fn backend(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+        fn kicked(&mut self, _: usize) {}
+        fn backend_ready(&mut self) {}
+    }
+
+    const BASE: u64 = 0xd000_0000;
+
+    fn bus() -> (Bus, Stores) {
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let slots = (1..=2).map(|number| -> SharedSlot {
+            Arc::new(Mutex::new(Probe {
+                number,
+                written: Arc::clone(&written),
+                line: EventFd::new(0).unwrap(),
+            }))
+        });
+        (Bus::new(BASE, slots.collect()), written)
+    }
+
+    #[test]
+    fn each_address_belongs_to_one_slot() {
+        let (bus, written) = bus();
+        assert_eq!(bus.addresses().collect::<Vec<_>>(), [BASE, BASE + 0x1000]);
+        bus.write(BASE + 0xfff, &[7]);
+        bus.write(BASE + 0x1000, &[8, 9]);
+        let expected = [(1, 0xfff, vec![7]), (2, 0, vec![8, 9])];
+        assert_eq!(*written.lock().unwrap(), expected);
+        let mut data = [0xaa; 4];
+        bus.read(BASE + 0x1ffc, &mut data);
+        assert_eq!(data, [2, 0, 0, 0]);
+    }
+
+    #[test]
+    fn where_nothing_is_loads_read_ones_and_stores_vanish() {
+        let (bus, written) = bus();
+        for address in [0, BASE - 1, BASE + 0x2000, u64::MAX] {
+            let mut data = [0; 8];
+            bus.read(address, &mut data);
+            assert_eq!(data, [0xff; 8], "{address:#x}");
+            bus.write(address, &data);
+        }
+        assert!(written.lock().unwrap().is_empty());
     }
 }

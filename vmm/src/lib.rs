@@ -5,10 +5,11 @@
 pub mod arch;
 pub mod backend;
 pub mod bus;
-pub mod cmdline;
+pub mod event_loop;
 pub mod kvm;
 pub mod legacy;
 pub mod loader;
 pub mod machine;
 pub mod memory;
+pub mod report;
 pub mod virtio;

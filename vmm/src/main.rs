@@ -34,8 +34,7 @@ fn main() -> ExitCode {
 
 fn run() -> anyhow::Result<ExitReason> {
     let control = inherited(Args::parse().control_fd)?;
-    let config = machine::receive_config(&control)?;
-    Ok(machine::boot(config, control))
+    Ok(machine::run(control))
 }
 
 #[expect(

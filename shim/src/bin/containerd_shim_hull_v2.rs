@@ -1,5 +1,7 @@
 //! `containerd-shim-hull-v2`: containerd starts it for each container that runs on Hull.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 use hull_shim::server;

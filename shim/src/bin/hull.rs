@@ -1,5 +1,7 @@
 //! `hull`: looks after Hull on a host.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};

@@ -1,5 +1,6 @@
 //! The few port-I/O devices of a PC that a guest of ours can meet.
 
+mod output;
 mod reset;
 mod serial;
 
@@ -50,5 +51,92 @@ impl Ports {
             _ => {}
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Seek};
+
+    use vmm_sys_util::eventfd::EventFd;
+
+    use super::*;
+
+    const TRANSMIT: u16 = COM1;
+    const INTERRUPT_ENABLE: u16 = COM1 + 1;
+    const LINE_STATUS: u16 = COM1 + 5;
+
+    fn console() -> (Ports, File, EventFd) {
+        let file = tempfile::tempfile().unwrap();
+        let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let serial = Serial::new(file.try_clone().unwrap().into(), line.try_clone().unwrap());
+        (Ports::new(Some(serial)), file, line)
+    }
+
+    fn read(ports: &mut Ports, port: u16) -> u8 {
+        let mut byte = [0];
+        ports.read(port, &mut byte);
+        byte[0]
+    }
+
+    #[test]
+    fn what_the_guest_prints_is_in_the_file() {
+        let (mut ports, mut file, _line) = console();
+        for &byte in b"tide" {
+            assert!(
+                read(&mut ports, LINE_STATUS) & 0x20 != 0,
+                "room to transmit"
+            );
+            assert_eq!(ports.write(TRANSMIT, &[byte]), None);
+        }
+        let mut text = String::new();
+        file.rewind().unwrap();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "tide");
+    }
+
+    #[test]
+    fn a_guest_that_asks_for_it_is_interrupted_when_it_can_transmit() {
+        let (mut ports, _file, line) = console();
+        assert!(line.read().is_err());
+        ports.write(INTERRUPT_ENABLE, &[2]);
+        ports.write(TRANSMIT, b"x");
+        assert!(line.read().is_ok());
+    }
+
+    #[test]
+    fn without_a_console_there_is_nothing_at_its_ports() {
+        let mut ports = Ports::new(None);
+        for port in COM1..COM1 + COM1_LEN {
+            assert_eq!(ports.write(port, b"x"), None);
+            assert_eq!(read(&mut ports, port), 0xff);
+        }
+    }
+
+    #[test]
+    fn only_the_reset_pulse_at_the_command_port_resets() {
+        let mut ports = Ports::new(None);
+        for value in 0..=u8::MAX {
+            let expected = (value == 0xfe).then_some(Reset);
+            assert_eq!(ports.write(0x64, &[value]), expected, "{value:#x}");
+            assert_eq!(ports.write(0x60, &[value]), None);
+        }
+        assert_eq!(ports.write(0x64, &[0xfe, 0xfe]), None);
+        assert_eq!(read(&mut ports, 0x64), 0);
+    }
+
+    #[test]
+    fn every_port_can_be_read_and_written_at_every_width() {
+        let (mut with, _file, _line) = console();
+        for ports in [&mut with, &mut Ports::new(None)] {
+            for port in 0..=u16::MAX {
+                for width in [1, 2, 4] {
+                    let mut data = [0; 4];
+                    ports.read(port, &mut data[..width]);
+                    assert_eq!(ports.write(port, &[0; 4][..width]), None);
+                }
+            }
+        }
     }
 }

@@ -2,21 +2,22 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::Kvm;
 use vmm_control::{Channel, Event, VmConfig};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::config::{self, ConfigError};
 use super::counters::Counters;
-use crate::arch::{self, ArchError};
-use crate::backend::image::Image;
+use crate::arch::{self, ArchError, KernelError};
+use crate::backend::image::{Image, ImageError};
 use crate::backend::tap::{TapError, TapFile};
-use crate::bus::{Bus, SharedSlot, slot_addresses};
-use crate::cmdline;
-use crate::kvm::{self, KvmError};
+use crate::bus::{Bus, SharedSlot};
+use crate::kvm::{self, KvmError, Vcpu, Vm};
 use crate::legacy::{COM1_GSI, Ports, Serial};
-use crate::loader::{self, LoadError};
+use crate::loader::cmdline;
+use crate::loader::initrd::{self, InitrdError};
 use crate::memory::{self, MemoryError, Ram};
 use crate::virtio::blk::Blk;
 use crate::virtio::device::Device;
@@ -32,37 +33,34 @@ const GUEST_CID: u32 = 3;
 /// Why the machine could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
+    /// What was asked for is no machine.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// Memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The kernel or the initial RAM file system.
+    /// The kernel.
     #[error(transparent)]
-    Load(#[from] LoadError),
+    Kernel(#[from] KernelError),
+    /// The initial RAM file system.
+    #[error(transparent)]
+    Initrd(#[from] InitrdError),
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] KvmError),
     /// The architecture's part.
     #[error(transparent)]
     Arch(#[from] ArchError),
-    /// A size that makes no machine.
-    #[error("a machine needs at least 1 vCPU and 1 MiB, not {vcpus} and {memory_mib}")]
-    Size {
-        /// vCPUs asked for.
-        vcpus: u8,
-        /// MiB asked for.
-        memory_mib: u32,
-    },
-    /// More devices than interrupts.
-    #[error("{0} devices are more than there are interrupts for")]
-    TooManyDevices(usize),
     /// A disk's file.
-    #[error("take the file of disk {serial:?}")]
+    #[error("take the file of disk {number} ({serial:?})")]
     Disk {
-        /// Which one.
+        /// Which one, from 0.
+        number: usize,
+        /// Its name.
         serial: String,
-        /// What the kernel said.
+        /// What is wrong with it.
         #[source]
-        source: io::Error,
+        source: ImageError,
     },
     /// The socket device.
     #[error("make the socket device")]
@@ -82,7 +80,7 @@ pub enum BuildError {
         #[source]
         source: FsError,
     },
-    /// Eventfds, threads.
+    /// Eventfds.
     #[error("{what}")]
     Host {
         /// What was to be made.
@@ -93,15 +91,15 @@ pub enum BuildError {
     },
 }
 
+/// The socket device, which the control socket reaches besides the bus.
+pub(super) type SharedVsock = Arc<Mutex<Mmio<Vsock>>>;
+
 /// A machine that is ready to run.
 pub(super) struct Machine {
-    /// Keeps guest memory mapped and KVM's objects alive.
-    pub(super) _ram: Ram,
-    pub(super) _vm: VmFd,
-    pub(super) vcpus: Vec<VcpuFd>,
-    pub(super) bus: Arc<Bus>,
-    pub(super) ports: Arc<Mutex<Ports>>,
-    pub(super) vsock: Arc<Mutex<Mmio<Vsock>>>,
+    pub(super) vcpus: Vec<Vcpu>,
+    pub(super) bus: Bus,
+    pub(super) ports: Mutex<Ports>,
+    pub(super) vsock: SharedVsock,
 }
 
 pub(super) fn build(
@@ -109,79 +107,76 @@ pub(super) fn build(
     control: &Arc<Channel>,
     counters: &Arc<Counters>,
 ) -> Result<Machine, BuildError> {
-    let VmConfig {
-        vcpus, memory_mib, ..
-    } = config;
-    if vcpus == 0 || memory_mib == 0 {
-        return Err(BuildError::Size { vcpus, memory_mib });
-    }
-    let ram = memory::allocate(&arch::ram_ranges(u64::from(memory_mib) << 20))?;
-    let entry = loader::kernel(&ram, config.kernel)?;
-    let initrd = config
-        .initrd
-        .map(|file| loader::initrd(&ram, file))
+    config::check(&config)?;
+    let ram = memory::allocate(&arch::ram_ranges(u64::from(config.memory_mib) << 20))?;
+    let kernel = arch::load_kernel(&ram, config.kernel)?;
+    let place = |len| arch::initrd_address(&ram, &kernel, len);
+    let initrd = (config.initrd)
+        .map(|file| initrd::load(&ram, file, place))
         .transpose()?;
 
     let kvm = kvm::take_over(config.kvm)?;
-    let vm = kvm::create_vm(&kvm)?;
-    arch::prepare_vm(&vm)?;
-    // vCPUs and memory before ioeventfds: registering one starts a grace period in KVM that the
-    // next vCPU or slot would wait for.
-    let vcpu_fds = (0..vcpus)
-        .map(|id| {
-            vm.create_vcpu(id.into()).map_err(|source| KvmError::Ioctl {
-                what: "create a vCPU",
-                source,
-            })
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    kvm::map_memory(&vm, &ram)?;
+    let (vm, vcpus) = processors(&kvm, &ram, config.vcpus)?;
 
     let mut slots: Vec<SharedSlot> = Vec::new();
-    for disk in config.disks {
-        let image = Image::new(disk.file).map_err(|source| BuildError::Disk {
-            serial: disk.serial.clone(),
-            source,
-        })?;
-        slots.push(slot(Blk::new(image, disk.read_only, &disk.serial), &ram)?);
+    for (number, disk) in config.disks.into_iter().enumerate() {
+        let serial = disk.serial;
+        let blk = Image::new(disk.file, disk.read_only)
+            .map(|image| Blk::new(image, &serial))
+            .map_err(|source| BuildError::Disk {
+                number,
+                serial,
+                source,
+            })?;
+        slots.push(slot(blk, &ram)?);
     }
-    let dialler = ControlDialler {
-        control: Arc::clone(control),
-        counters: Arc::clone(counters),
-    };
-    let vsock = slot(Vsock::new(GUEST_CID, Box::new(dialler))?, &ram)?;
-    slots.push(vsock.clone());
-    slots.push(slot(Rng, &ram)?);
     for nic in config.nics {
         let tap = TapFile::new(nic.tap)?;
         slots.push(slot(Net::new(tap, nic.mac.0, nic.mtu)?, &ram)?);
     }
+    let dialler = Box::new(ControlDialler {
+        control: Arc::clone(control),
+        counters: Arc::clone(counters),
+    });
+    let vsock = slot(Vsock::new(GUEST_CID, dialler)?, &ram)?;
+    slots.push(vsock.clone());
+    slots.push(slot(Rng, &ram)?);
     for share in config.shares {
-        let fs = Fs::new(share.daemon, &share.tag).map_err(|source| BuildError::Share {
-            tag: share.tag,
-            source,
-        })?;
+        let tag = share.tag;
+        let fs = Fs::new(share.daemon, &tag).map_err(|source| BuildError::Share { tag, source })?;
         slots.push(slot(fs, &ram)?);
     }
-    connect(&vm, &slots)?;
-
-    let serial = config
-        .serial
+    let bus = Bus::new(arch::DEVICE_BASE, slots);
+    connect(&vm, &bus)?;
+    let serial = (config.serial)
         .map(|output| serial(&vm, output))
         .transpose()?;
-    let cmdline = cmdline::compose(&config.cmdline, slots.len());
-    arch::write_tables(&ram, vcpus, &cmdline, initrd)?;
-    for (id, vcpu) in (0..vcpus).zip(&vcpu_fds) {
-        arch::prepare_vcpu(&kvm, &vm, vcpu, id, vcpus, entry)?;
+
+    let places = bus.addresses().zip(arch::FIRST_DEVICE_GSI..);
+    let cmdline = cmdline::compose(arch::CMDLINE, places, &config.cmdline);
+    arch::write_tables(&ram, config.vcpus, &cmdline, initrd)?;
+    let supported = arch::supported(&kvm, &ram)?;
+    for vcpu in &vcpus {
+        arch::prepare_vcpu(&supported, vcpu, config.vcpus, &kernel)?;
     }
     Ok(Machine {
-        _ram: ram,
-        _vm: vm,
-        vcpus: vcpu_fds,
-        bus: Arc::new(Bus::new(arch::DEVICE_BASE, slots)),
-        ports: Arc::new(Mutex::new(Ports::new(serial))),
+        vcpus,
+        bus,
+        ports: Mutex::new(Ports::new(serial)),
         vsock,
     })
+}
+
+/// Creates the VM with its vCPUs and memory. Both come before any ioeventfd: registering one starts
+/// a grace period in KVM, which the next vCPU or memory slot would wait for.
+fn processors(kvm: &Kvm, ram: &Ram, count: u8) -> Result<(Vm, Vec<Vcpu>), BuildError> {
+    let vm = Vm::new(kvm, ram.clone())?;
+    arch::prepare_vm(&vm)?;
+    let vcpus = (0..count)
+        .map(|id| vm.create_vcpu(id))
+        .collect::<Result<_, _>>()?;
+    vm.map_memory()?;
+    Ok((vm, vcpus))
 }
 
 fn slot<D: Device>(device: D, ram: &Ram) -> Result<Arc<Mutex<Mmio<D>>>, BuildError> {
@@ -193,28 +188,25 @@ fn slot<D: Device>(device: D, ram: &Ram) -> Result<Arc<Mutex<Mmio<D>>>, BuildErr
 }
 
 /// Wires each device's interrupt and notifications to the VM.
-fn connect(vm: &VmFd, slots: &[SharedSlot]) -> Result<(), BuildError> {
-    let gsis = arch::FIRST_DEVICE_GSI..=arch::LAST_DEVICE_GSI;
-    if slots.len() > gsis.clone().count() {
-        return Err(BuildError::TooManyDevices(slots.len()));
-    }
-    let places = gsis.zip(slot_addresses(arch::DEVICE_BASE));
-    for (slot, (gsi, base)) in slots.iter().zip(places) {
-        let slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        kvm::bind_interrupt(vm, slot.line(), gsi)?;
-        kvm::bind_notifications(vm, slot.notifications(), base + QUEUE_NOTIFY)?;
+fn connect(vm: &Vm, bus: &Bus) -> Result<(), KvmError> {
+    let places = bus.addresses().zip(arch::FIRST_DEVICE_GSI..);
+    for (index, (base, gsi)) in places.enumerate() {
+        bus.with(index, |slot| {
+            vm.bind_interrupt(slot.line(), gsi)?;
+            vm.bind_notifications(slot.notifications(), base + QUEUE_NOTIFY)
+        })?;
     }
     Ok(())
 }
 
-fn serial(vm: &VmFd, output: OwnedFd) -> Result<Serial, BuildError> {
+fn serial(vm: &Vm, output: OwnedFd) -> Result<Serial, BuildError> {
     let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|source| {
         BuildError::Host {
             what: "make the console's eventfd",
             source,
         }
     })?;
-    kvm::bind_interrupt(vm, &line, COM1_GSI)?;
+    vm.bind_interrupt(&line, COM1_GSI)?;
     Ok(Serial::new(output, line))
 }
 

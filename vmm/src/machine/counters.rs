@@ -7,29 +7,42 @@ use std::time::Instant;
 #[derive(Debug)]
 pub(super) struct Counters {
     begin: Instant,
-    pub(super) exits_io: AtomicU64,
-    pub(super) exits_mmio: AtomicU64,
-    pub(super) exits_other: AtomicU64,
-    pub(super) notifications: AtomicU64,
+    /// One for each vCPU, so that no two write to one cache line.
+    exits: Vec<Exits>,
+    notifications: AtomicU64,
     boot_to_run_us: AtomicU64,
     boot_to_dial_us: AtomicU64,
 }
 
+/// Why one vCPU came out of the guest, and how often.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(super) struct Exits {
+    pub(super) io: AtomicU64,
+    pub(super) mmio: AtomicU64,
+    pub(super) other: AtomicU64,
+}
+
 impl Counters {
-    pub(super) fn start() -> Self {
+    /// Begins to count, and to measure time.
+    pub(super) fn start(vcpus: u8) -> Self {
         Self {
             begin: Instant::now(),
-            exits_io: AtomicU64::new(0),
-            exits_mmio: AtomicU64::new(0),
-            exits_other: AtomicU64::new(0),
+            exits: (0..vcpus).map(|_| Exits::default()).collect(),
             notifications: AtomicU64::new(0),
             boot_to_run_us: AtomicU64::new(0),
             boot_to_dial_us: AtomicU64::new(0),
         }
     }
 
-    pub(super) fn count(counter: &AtomicU64) {
-        counter.fetch_add(1, Relaxed);
+    /// The counts of vCPU `id`.
+    pub(super) fn exits(&self, id: u8) -> &Exits {
+        &self.exits[usize::from(id)]
+    }
+
+    /// The loop serves a queue's notification.
+    pub(super) fn notified(&self) {
+        count(&self.notifications);
     }
 
     /// The vCPUs run now.
@@ -45,10 +58,15 @@ impl Counters {
     }
 
     pub(super) fn read(&self) -> vmm_control::Counters {
+        let sum = |field: fn(&Exits) -> &AtomicU64| {
+            (self.exits.iter()).fold(0, |sum: u64, exits| {
+                sum.wrapping_add(field(exits).load(Relaxed))
+            })
+        };
         vmm_control::Counters {
-            exits_io: self.exits_io.load(Relaxed),
-            exits_mmio: self.exits_mmio.load(Relaxed),
-            exits_other: self.exits_other.load(Relaxed),
+            exits_io: sum(|exits| &exits.io),
+            exits_mmio: sum(|exits| &exits.mmio),
+            exits_other: sum(|exits| &exits.other),
             notifications: self.notifications.load(Relaxed),
             boot_to_run_us: self.boot_to_run_us.load(Relaxed),
             boot_to_dial_us: self.boot_to_dial_us.load(Relaxed),
@@ -57,8 +75,42 @@ impl Counters {
 
     /// Never 0, which stands for "not yet".
     fn elapsed_us(&self) -> u64 {
-        u64::try_from(self.begin.elapsed().as_micros())
-            .unwrap_or(u64::MAX)
-            .max(1)
+        let micros = self.begin.elapsed().as_micros();
+        u64::try_from(micros).unwrap_or(u64::MAX).max(1)
+    }
+}
+
+/// One more.
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exits_of_all_vcpus_add_up() {
+        let counters = Counters::start(2);
+        count(&counters.exits(0).io);
+        count(&counters.exits(1).io);
+        count(&counters.exits(1).mmio);
+        let read = counters.read();
+        assert_eq!(
+            (read.exits_io, read.exits_mmio, read.exits_other),
+            (2, 1, 0)
+        );
+    }
+
+    #[test]
+    fn the_first_dialling_counts_and_is_never_zero() {
+        let counters = Counters::start(1);
+        assert_eq!(counters.read().boot_to_dial_us, 0);
+        counters.dialled();
+        let first = counters.read().boot_to_dial_us;
+        assert!(first > 0);
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        counters.dialled();
+        assert_eq!(counters.read().boot_to_dial_us, first);
     }
 }

@@ -1,10 +1,16 @@
 //! The machine: the only place that knows every part.
 //!
+//! ```text
+//! receive Boot ─▶ check ─▶ build ─▶ run: Started … ─▶ vCPUs stop ─▶ Exited ─▶ the process ends
+//!                   └────────┴──────────failure──────────────────────▲
+//! ```
+//!
 //! Threads: the main thread runs the event loop, which serves the control socket and all devices; a
 //! thread each runs a vCPU. A vCPU takes a slot's lock for one register, the loop for one queue.
 //! The end of the machine is the end of the process: the kernel frees what KVM and memory hold.
 
 mod build;
+mod config;
 mod counters;
 mod run;
 mod vcpus;
@@ -12,13 +18,23 @@ mod vcpus;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_control::{Channel, Event, ExitReason, Request, VmConfig};
 
 pub use build::BuildError;
+pub use config::ConfigError;
 use counters::Counters;
 pub use run::RunError;
 
-/// What the process is told to do first.
+use crate::report;
+
+/// How long the shim may keep the last event waiting.
+const LAST_PATIENCE: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+
+/// Why there is no machine to build.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The shim closed the socket, or said something else.
@@ -32,40 +48,51 @@ pub enum StartError {
     Descriptors(#[from] vmm_control::DescriptorError),
 }
 
-/// Waits for the boot request.
-///
-/// # Errors
-/// When something else comes.
-pub fn receive_config(control: &Channel) -> Result<VmConfig<OwnedFd>, StartError> {
+/// Waits for the boot request, builds the machine and runs it to its end, which it also tells the
+/// shim.
+pub fn run(control: Channel) -> ExitReason {
+    let control = Arc::new(control);
+    match receive_config(&control) {
+        Ok(config) => boot(config, &control),
+        Err(error) => {
+            let counters = Counters::start(0);
+            end(
+                &control,
+                ExitReason::Failed(report::chain(&error)),
+                &counters,
+            )
+        }
+    }
+}
+
+fn receive_config(control: &Channel) -> Result<VmConfig<OwnedFd>, StartError> {
     match control.receive()? {
         (Request::Boot(config), fds) => Ok(config.attach(fds)?),
         _ => Err(StartError::NotBoot),
     }
 }
 
-/// Builds the machine and runs it to its end, which it also tells the shim.
-pub fn boot(config: VmConfig<OwnedFd>, control: Channel) -> ExitReason {
-    let control = Arc::new(control);
-    let counters = Arc::new(Counters::start());
-    let reason = build::build(config, &control, &counters)
-        .map_err(|error| failed(&error))
-        .and_then(|machine| run::run(machine, &control, &counters).map_err(|e| failed(&e)))
-        .unwrap_or_else(|failure| failure);
+fn boot(config: VmConfig<OwnedFd>, control: &Arc<Channel>) -> ExitReason {
+    let counters = Arc::new(Counters::start(config.vcpus));
+    let reason = match build::build(config, control, &counters) {
+        Ok(machine) => run::run(machine, control, &counters)
+            .unwrap_or_else(|error| ExitReason::Failed(report::chain(&error))),
+        Err(error) => ExitReason::Failed(report::chain(&error)),
+    };
+    end(control, reason, &counters)
+}
+
+/// Says the last word.
+fn end(control: &Channel, reason: ExitReason, counters: &Counters) -> ExitReason {
     let last = Event::Exited {
         reason: reason.clone(),
         counters: counters.read(),
     };
-    // A shim that is gone does not need to know.
-    let _ = control.send(&last, &[]);
-    reason
-}
-
-fn failed(error: &dyn std::error::Error) -> ExitReason {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
+    // A shim that is gone does not need to know why its machine stopped.
+    let mut ready = [PollFd::new(control, PollFlags::OUT)];
+    let _ = poll(&mut ready, Some(&LAST_PATIENCE));
+    if let (Err(_), ExitReason::Failed(why)) = (control.send(&last, &[]), &reason) {
+        report::warn(format_args!("{why}"));
     }
-    ExitReason::Failed(text)
+    reason
 }

@@ -1,18 +1,17 @@
-//! The event loop: control socket, devices, and the end of the machine.
+//! What the loop does with an event, and the order of the end.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-use std::sync::mpsc::{self, Receiver};
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, PoisonError};
 
 use vmm_control::{Channel, Event, ExitReason, ReceiveError, Request};
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::EventFd;
 
-use super::build::Machine;
+use super::build::{Machine, SharedVsock};
 use super::counters::Counters;
-use super::vcpus::{self, Context, End};
-use crate::virtio::mmio::Slot;
+use super::vcpus::{Context, Vcpus};
+use crate::bus::{Bus, Slot};
+use crate::event_loop::EventLoop;
+use crate::report;
 
 /// Why the loop cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +22,7 @@ pub struct RunError {
     source: io::Error,
 }
 
-/// What an event means.
+/// What a descriptor's readiness means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Token {
     /// The shim says something.
@@ -36,89 +35,81 @@ enum Token {
     Backend { slot: usize },
 }
 
-/// Events taken from the kernel at a time.
-const BATCH: usize = 64;
+/// Requests of the shim served at a time; the devices have their turn in between.
+const REQUESTS: usize = 16;
 
+/// Runs the machine to its end. The vCPUs have left the guest when it returns.
+///
+/// # Errors
+/// When the host lacks what it needs for that.
 pub(super) fn run(
     machine: Machine,
-    control: &Arc<Channel>,
+    control: &Channel,
     counters: &Arc<Counters>,
 ) -> Result<ExitReason, RunError> {
     let error = |what| move |source| RunError { what, source };
-    let bell = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-        .map_err(error("make the vCPUs' eventfd"))?;
+    let Machine {
+        vcpus,
+        bus,
+        ports,
+        vsock,
+    } = machine;
     control
         .set_nonblocking()
         .map_err(error("prepare the control socket"))?;
-    let mut watched = Watched::new().map_err(error("make the event loop"))?;
-    watched
+    let mut events = EventLoop::new().map_err(error("make the event loop"))?;
+    events
         .add(control.as_raw_fd(), Token::Control)
-        .and_then(|()| watched.add(bell.as_raw_fd(), Token::Bell))
-        .and_then(|()| watch_devices(&mut watched, &machine))
+        .and_then(|()| watch_devices(&mut events, &bus))
         .map_err(error("watch a descriptor"))?;
 
-    let (sender, ends) = mpsc::channel();
-    for (id, vcpu) in machine.vcpus.into_iter().enumerate() {
-        let context = Context {
-            bus: Arc::clone(&machine.bus),
-            ports: Arc::clone(&machine.ports),
-            counters: Arc::clone(counters),
-            end: End {
-                reason: sender.clone(),
-                bell: bell
-                    .try_clone()
-                    .map_err(error("share the vCPUs' eventfd"))?,
-            },
-        };
-        vcpus::start(id, vcpu, context).map_err(error("start a vCPU's thread"))?;
-    }
+    let context = Arc::new(Context {
+        bus,
+        ports,
+        counters: Arc::clone(counters),
+    });
+    let vcpus = Vcpus::start(vcpus, &context).map_err(error("start the vCPUs' threads"))?;
+    events
+        .add(vcpus.bell().as_raw_fd(), Token::Bell)
+        .map_err(error("watch the vCPUs"))?;
     counters.running();
     // The shim may be gone already; the socket tells at the first event.
     let _ = control.send(&Event::Started, &[]);
 
-    let mut events = vec![EpollEvent::default(); BATCH];
-    loop {
-        let count = watched
-            .wait(&mut events)
-            .map_err(error("wait for events"))?;
-        for event in &events[..count] {
-            match watched.token(event) {
-                Some(Token::Bell) => return Ok(ended(&ends)),
-                Some(Token::Control) => {
-                    if let Some(reason) = serve_control(control, counters, &machine.vsock) {
-                        return Ok(reason);
+    let reason = 'machine: loop {
+        for token in events.wait().map_err(error("wait for events"))? {
+            match token {
+                Token::Bell => break 'machine vcpus.reason(),
+                Token::Control => {
+                    if let Some(reason) = serve_control(control, counters, &vsock) {
+                        break 'machine reason;
                     }
                 }
-                Some(Token::Kick { slot, queue }) => {
-                    Counters::count(&counters.notifications);
-                    let slot = &machine.bus.slots()[slot];
-                    slot.lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .kicked(queue);
+                Token::Kick { slot, queue } => {
+                    counters.notified();
+                    context.bus.with(slot, |slot| slot.kicked(queue));
                 }
-                Some(Token::Backend { slot }) => {
-                    let slot = &machine.bus.slots()[slot];
-                    slot.lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .backend_ready();
-                }
-                None => {}
+                Token::Backend { slot } => context.bus.with(slot, |slot| slot.backend_ready()),
             }
         }
-    }
+    };
+    vcpus.stop();
+    Ok(reason)
 }
 
-fn watch_devices(watched: &mut Watched, machine: &Machine) -> io::Result<()> {
-    for (index, slot) in machine.bus.slots().iter().enumerate() {
-        let slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if !slot.served_elsewhere() {
-            for (queue, kick) in slot.notifications().iter().enumerate() {
-                watched.add(kick.as_raw_fd(), Token::Kick { slot: index, queue })?;
+fn watch_devices(events: &mut EventLoop<Token>, bus: &Bus) -> io::Result<()> {
+    for index in 0..bus.len() {
+        bus.with(index, |slot| {
+            if !slot.served_elsewhere() {
+                for (queue, kick) in slot.notifications().iter().enumerate() {
+                    events.add(kick.as_raw_fd(), Token::Kick { slot: index, queue })?;
+                }
             }
-        }
-        if let Some(backend) = slot.backend() {
-            watched.add(backend.as_raw_fd(), Token::Backend { slot: index })?;
-        }
+            match slot.backend() {
+                Some(backend) => events.add(backend.as_raw_fd(), Token::Backend { slot: index }),
+                None => Ok(()),
+            }
+        })?;
     }
     Ok(())
 }
@@ -127,71 +118,32 @@ fn watch_devices(watched: &mut Watched, machine: &Machine) -> io::Result<()> {
 fn serve_control(
     control: &Channel,
     counters: &Counters,
-    vsock: &std::sync::Mutex<crate::virtio::mmio::Mmio<crate::virtio::vsock::Vsock>>,
+    vsock: &SharedVsock,
 ) -> Option<ExitReason> {
-    loop {
+    for _ in 0..REQUESTS {
         match control.receive() {
             Ok((Request::Stop, _)) => return Some(ExitReason::Stopped),
             Ok((Request::Counters, _)) => {
+                // A shim that does not read its answers gets none.
                 let _ = control.send(&Event::Counters(counters.read()), &[]);
             }
             Ok((Request::Connect { port }, fds)) => {
                 let mut slot = vsock.lock().unwrap_or_else(PoisonError::into_inner);
-                for socket in fds.into_iter().take(1) {
+                // One socket for one connection; any more are closed.
+                if let Some(socket) = fds.into_iter().next() {
                     slot.device().connect(port, socket);
                 }
                 slot.backend_ready();
             }
+            // The two programs do not agree on what was said, so nothing they say can be trusted.
             Ok((Request::Boot(_), _)) => {
                 return Some(ExitReason::Failed("a second boot request".into()));
             }
             Err(error) if error.would_block() => return None,
             // The shim is gone, and nobody else could want the machine.
             Err(ReceiveError::Closed) => return Some(ExitReason::Stopped),
-            Err(error) => return Some(ExitReason::Failed(error.to_string())),
+            Err(error) => return Some(ExitReason::Failed(report::chain(&error))),
         }
     }
-}
-
-/// Why the machine ended, of the vCPU that rang first.
-fn ended(ends: &Receiver<ExitReason>) -> ExitReason {
-    ends.try_recv()
-        .unwrap_or_else(|_| ExitReason::Failed("a vCPU's thread panicked".into()))
-}
-
-/// Descriptors and what they mean.
-struct Watched {
-    epoll: Epoll,
-    tokens: Vec<Token>,
-}
-
-impl Watched {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            epoll: Epoll::new()?,
-            tokens: Vec::new(),
-        })
-    }
-
-    fn add(&mut self, fd: RawFd, token: Token) -> io::Result<()> {
-        let event = EpollEvent::new(EventSet::IN, self.tokens.len() as u64);
-        self.epoll.ctl(ControlOperation::Add, fd, event)?;
-        self.tokens.push(token);
-        Ok(())
-    }
-
-    fn wait(&self, events: &mut [EpollEvent]) -> io::Result<usize> {
-        loop {
-            match self.epoll.wait(-1, events) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                other => return other,
-            }
-        }
-    }
-
-    fn token(&self, event: &EpollEvent) -> Option<Token> {
-        self.tokens
-            .get(usize::try_from(event.data()).ok()?)
-            .copied()
-    }
+    None
 }

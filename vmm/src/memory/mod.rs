@@ -3,12 +3,14 @@
 //! All of it is one `memfd`, mapped shared: a vhost-user daemon maps the same file. Its pages are
 //! allocated when the guest first touches them, and are left out of core dumps.
 
+mod mapping;
+
 use std::fs::File;
 use std::io;
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use vm_memory::mmap::FromRangesError;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// The guest's RAM: regions of one shared memory file.
 pub type Ram = GuestMemoryMmap<()>;
@@ -34,6 +36,15 @@ pub enum MemoryError {
         #[source]
         source: FromRangesError,
     },
+    /// Keeping it out of core dumps.
+    #[error("keep {bytes} bytes of guest memory out of core dumps")]
+    Advise {
+        /// How large it is.
+        bytes: u64,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// Makes memory for the guest at `ranges`, each an address and a length in bytes, in rising order.
@@ -55,7 +66,22 @@ pub fn allocate(ranges: &[(GuestAddress, usize)]) -> Result<Ram, MemoryError> {
         regions.push((address, length, Some(FileOffset::new(file, offset))));
         offset += length as u64;
     }
-    Ram::from_ranges_with_files(&regions).map_err(|source| MemoryError::Map { bytes, source })
+    let ram = Ram::from_ranges_with_files(&regions)
+        .map_err(|source| MemoryError::Map { bytes, source })?;
+    mapping::leave_out_of_dumps(&ram).map_err(|source| MemoryError::Advise { bytes, source })?;
+    Ok(ram)
+}
+
+/// Bytes of memory.
+#[must_use]
+pub fn len(ram: &Ram) -> u64 {
+    ram.iter().map(GuestMemoryRegion::len).sum()
+}
+
+/// The last address that is memory; 0 without any.
+#[must_use]
+pub fn end(ram: &Ram) -> u64 {
+    ram.last_addr().0
 }
 
 /// A file that keeps its size for good: nobody who has a descriptor of it can pull pages away from
@@ -71,7 +97,7 @@ fn memory_file(bytes: u64) -> rustix::io::Result<File> {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::{Bytes, GuestMemoryBackend};
+    use vm_memory::Bytes;
 
     use super::*;
 
@@ -86,5 +112,6 @@ mod tests {
         let offset = vm_memory::GuestMemoryRegion::file_offset(region).unwrap();
         assert_eq!(offset.start(), 0x2000);
         assert_eq!(ram.read_obj::<u32>(high).unwrap(), 7);
+        assert_eq!((len(&ram), end(&ram)), (0x3000, high.0 + 0xfff));
     }
 }

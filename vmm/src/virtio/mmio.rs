@@ -16,8 +16,9 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::bus::BusDevice;
+use crate::bus::{BusDevice, Slot};
 use crate::memory::Ram;
+use crate::report;
 use crate::virtio::device::{Device, DeviceError};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::Queues;
@@ -69,27 +70,6 @@ pub struct Mmio<D> {
     driver_features: u64,
     driver_features_select: u32,
     queue_select: u32,
-}
-
-/// A device as the event loop sees it.
-pub trait Slot: BusDevice {
-    /// The notification of every queue.
-    fn notifications(&self) -> &[EventFd];
-
-    /// Whether a daemon and not the event loop serves the notifications.
-    fn served_elsewhere(&self) -> bool;
-
-    /// What raises the device's interrupt, to be bound to its GSI.
-    fn line(&self) -> &EventFd;
-
-    /// Readable while [`Device::backend`] is and the device is live.
-    fn backend(&self) -> Option<BorrowedFd<'_>>;
-
-    /// The driver notified queue `index`.
-    fn kicked(&mut self, index: usize);
-
-    /// The backend is readable.
-    fn backend_ready(&mut self);
 }
 
 impl<D: Device> Mmio<D> {
@@ -283,11 +263,11 @@ impl<D: Device> Mmio<D> {
 
     /// Tells the driver that only a reset helps (§2.1.2). Said once: a broken device does no work.
     fn fail(&mut self, error: &DeviceError) {
-        eprintln!(
-            "hull-vmm: {:?} device needs a reset: {}",
-            self.device.id(),
-            chain(error)
-        );
+        let id = self.device.id();
+        report::warn(format_args!(
+            "{id:?} device needs a reset: {}",
+            report::chain(error)
+        ));
         self.status.needs_reset();
         self.gate.close(self.device.backend());
         self.interrupt.config_changed();
@@ -397,17 +377,6 @@ fn set_word(value: &mut u64, select: u32, half: u32) {
         1 => *value = (*value & 0xffff_ffff) | (u64::from(half) << 32),
         _ => {}
     }
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -18,7 +18,10 @@ pub const DEVICE_BASE: u64 = 0xd000_0000;
 /// Interrupts of the virtio devices: the IOAPIC's inputs after the old PC devices'.
 pub const FIRST_DEVICE_GSI: u32 = 5;
 /// The IOAPIC's last input.
-pub const LAST_DEVICE_GSI: u32 = 23;
+pub(super) const LAST_DEVICE_GSI: u32 = 23;
+
+/// How many of them there can be: one for each interrupt.
+pub const MAX_DEVICES: usize = (LAST_DEVICE_GSI - FIRST_DEVICE_GSI + 1) as usize;
 
 /// `struct hvm_start_info`.
 pub(super) const START_INFO: u64 = 0x6000;

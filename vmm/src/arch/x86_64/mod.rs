@@ -1,21 +1,24 @@
 //! x86_64: a PC without firmware, PCI and ACPI, entered by the PVH protocol.
 
 mod cpuid;
+mod kernel;
 mod layout;
 mod mptable;
 mod regs;
 mod start_info;
 
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use vm_memory::GuestAddress;
+use kvm_ioctls::Kvm;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-pub use cpuid::CpuidError;
-pub use layout::{DEVICE_BASE, FIRST_DEVICE_GSI, LAST_DEVICE_GSI, ram_ranges};
+pub use cpuid::{CpuidError, Supported};
+pub use kernel::{Kernel, KernelError, load_kernel};
+pub use layout::{DEVICE_BASE, FIRST_DEVICE_GSI, MAX_DEVICES, ram_ranges};
 pub use mptable::MpTableError;
 pub use regs::RegisterError;
 pub use start_info::StartInfoError;
 
-use crate::memory::Ram;
+use crate::kvm::{Vcpu, Vm};
+use crate::memory::{self, Ram};
 
 /// What is appended to every guest's command line. Hull's guest kernel has no PIT to check its
 /// timer interrupt against.
@@ -33,6 +36,12 @@ pub enum ArchError {
         #[source]
         source: kvm_ioctls::Error,
     },
+    /// Memory above what an address has bits for.
+    #[error("the guest's memory ends above the {bits} bits of an address that this host has")]
+    MemoryTooLarge {
+        /// Bits of a guest-physical address.
+        bits: u32,
+    },
     /// CPUID.
     #[error(transparent)]
     Cpuid(#[from] CpuidError),
@@ -47,18 +56,34 @@ pub enum ArchError {
     Registers(#[from] RegisterError),
 }
 
-/// Creates the interrupt controllers; before any vCPU.
+/// Asks what the host's processor and KVM can do, and whether that is enough for the guest's memory.
+///
+/// # Errors
+/// When KVM does not say, or memory ends where the processor cannot address it.
+pub fn supported(kvm: &Kvm, ram: &Ram) -> Result<Supported, ArchError> {
+    let supported = Supported::of(kvm)?;
+    let bits = supported.address_bits();
+    match memory::end(ram) >> bits {
+        0 => Ok(supported),
+        _ => Err(ArchError::MemoryTooLarge { bits }),
+    }
+}
+
+/// Creates the interrupt controllers, and no timer: the guest has its local APICs'. Before any vCPU.
 ///
 /// # Errors
 /// When KVM refuses.
-pub fn prepare_vm(vm: &VmFd) -> Result<(), ArchError> {
+pub fn prepare_vm(vm: &Vm) -> Result<(), ArchError> {
     let kvm = |what| move |source| ArchError::Kvm { what, source };
     // Intel processors without unrestricted guests need these two, out of the guest's way.
-    vm.set_identity_map_address(layout::IDENTITY_MAP)
+    vm.fd()
+        .set_identity_map_address(layout::IDENTITY_MAP)
         .map_err(kvm("set the identity map"))?;
-    vm.set_tss_address(layout::TSS)
+    vm.fd()
+        .set_tss_address(layout::TSS)
         .map_err(kvm("set the task state segment"))?;
-    vm.create_irq_chip()
+    vm.fd()
+        .create_irq_chip()
         .map_err(kvm("create the interrupt controllers"))
 }
 
@@ -76,34 +101,50 @@ pub fn write_tables(
     Ok(start_info::write(ram, cmdline, initrd)?)
 }
 
-/// Sets a vCPU up; the first one to enter the kernel at `entry`, the others to wait for it.
+/// Sets a vCPU up, one of `count`; the first one to enter `kernel`, the others to wait for it.
 ///
 /// # Errors
 /// When KVM refuses.
 pub fn prepare_vcpu(
-    kvm: &Kvm,
-    vm: &VmFd,
-    vcpu: &VcpuFd,
-    id: u8,
+    supported: &Supported,
+    vcpu: &Vcpu,
     count: u8,
-    entry: GuestAddress,
+    kernel: &Kernel,
 ) -> Result<(), ArchError> {
-    let deadline_timer = vm.check_extension(Cap::TscDeadlineTimer);
-    cpuid::set(kvm, vcpu, id, count, deadline_timer)?;
+    supported.set(vcpu.fd(), vcpu.id(), count)?;
     // After CPUID: newer kernels take only MSRs of features that are there.
-    regs::set_msrs(vcpu)?;
-    if id == 0 {
-        regs::set_entry(vcpu, entry, GuestAddress(layout::START_INFO))?;
+    regs::set_msrs(vcpu.fd())?;
+    if vcpu.id() == 0 {
+        regs::set_entry(vcpu.fd(), kernel.entry, GuestAddress(layout::START_INFO))?;
     }
     Ok(())
 }
 
-/// Where an initial RAM file system of `len` bytes goes: as high as it can below the gap, out of
-/// the kernel's way.
+/// Where an initial RAM file system of `len` bytes goes, or `None` when it does not fit: as high as
+/// it can below the gap, above the kernel.
 #[must_use]
-pub fn initrd_address(ram: &Ram, len: u64) -> Option<GuestAddress> {
-    let region = vm_memory::GuestMemoryBackend::iter(ram).next()?;
-    let end = vm_memory::GuestMemoryRegion::len(region);
-    let address = end.checked_sub(len)? & !0xfff;
-    (address > layout::HIGH_RAM).then_some(GuestAddress(address))
+pub fn initrd_address(ram: &Ram, kernel: &Kernel, len: u64) -> Option<GuestAddress> {
+    let low = ram.iter().next()?;
+    let address = low.len().checked_sub(len)? & !0xfff;
+    (address >= kernel.end.0).then_some(GuestAddress(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_initial_ram_file_system_lies_below_the_end_of_memory_and_above_the_kernel() {
+        let ram = memory::allocate(&ram_ranges(64 << 20)).unwrap();
+        let kernel = Kernel {
+            entry: GuestAddress(layout::HIGH_RAM),
+            end: GuestAddress(30 << 20),
+        };
+        let address = |len| initrd_address(&ram, &kernel, len).map(|address| address.0);
+        assert_eq!(address(1), Some((64 << 20) - 0x1000));
+        assert_eq!(address(0x1000), Some((64 << 20) - 0x1000));
+        assert_eq!(address(34 << 20), Some(30 << 20));
+        assert_eq!(address((34 << 20) + 1), None);
+        assert_eq!(address(u64::MAX), None);
+    }
 }

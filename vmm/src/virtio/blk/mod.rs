@@ -3,24 +3,27 @@
 //! The file is raw bytes. Its format is never guessed (GHSA-jmr4-g2hv-mjj6), and whether it may be
 //! written is decided here, not by the guest or the descriptor.
 //!
-//! Threat: chains of any layout, sectors of any number. A chain without room for header and status
-//! breaks the queue; a request that makes no sense, or that the host fails, gets a status.
+//! Threat: chains of any layout, sectors of any number, requests that keep the loop from everybody
+//! else. A chain without room for header and status breaks the queue; a request that makes no sense,
+//! that is larger than the configuration space says, or that the host fails, gets a status. A turn
+//! ends after 4 MiB; the rest of the queue waits for the next.
 
 mod request;
 
 use std::io;
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
-    VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
 };
 use vm_memory::Bytes;
 
 use self::request::{
-    HEADER_LEN, ID_LEN, Refusal, Request, SECTOR, Segment, length, split_front, split_last,
+    Disk, HEADER_LEN, ID_LEN, Refusal, Request, SECTOR, Segment, length, split_front, split_last,
 };
 use crate::backend::image::Image;
 use crate::memory::Ram;
+use crate::report;
 use crate::virtio::device::{Device, DeviceError, DeviceId};
 use crate::virtio::queue::{Chain, QueueError, Queues};
 
@@ -29,34 +32,55 @@ const QUEUE_SIZE: u16 = 256;
 /// Most data segments of a request: a queue's descriptors less header and status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 
+/// Most bytes of a segment.
+const SIZE_MAX: u32 = 128 * 1024;
+
+/// Most bytes of a request, which follows from the two.
+const REQUEST_MAX: u64 = SEG_MAX as u64 * SIZE_MAX as u64;
+
+/// Bytes after which others have their turn: a few milliseconds' work.
+const TURN: u64 = 4 * 1024 * 1024;
+
+/// What any request costs of a turn besides its bytes, and a flush, which has none, in their stead.
+const REQUEST_COST: u64 = 4 * 1024;
+const FLUSH_COST: u64 = TURN / 4;
+
 /// A disk.
+#[derive(Debug)]
 pub struct Blk {
     image: Image,
-    read_only: bool,
     serial: [u8; ID_LEN as usize],
+}
+
+/// What came of a request.
+struct Outcome {
+    /// Bytes written into the chain.
+    written: u32,
+    /// What it took of the turn.
+    cost: u64,
 }
 
 impl Blk {
     /// A disk of the image's whole sectors. `serial` is cut at 20 bytes.
     #[must_use]
-    pub fn new(image: Image, read_only: bool, serial: &str) -> Self {
+    pub fn new(image: Image, serial: &str) -> Self {
         let mut id = [0; ID_LEN as usize];
         for (to, from) in id.iter_mut().zip(serial.bytes()) {
             *to = from;
         }
-        Self {
-            image,
-            read_only,
-            serial: id,
+        Self { image, serial: id }
+    }
+
+    fn disk(&self) -> Disk {
+        Disk {
+            capacity: self.image.len() / SECTOR * SECTOR,
+            read_only: self.image.is_read_only(),
+            request_max: REQUEST_MAX,
         }
     }
 
-    fn capacity(&self) -> u64 {
-        self.image.len() / SECTOR * SECTOR
-    }
-
-    /// Serves one chain; returns the bytes written into it.
-    fn request(&self, index: usize, ram: &Ram, chain: Chain<'_>) -> Result<u32, QueueError> {
+    /// Serves one chain.
+    fn request(&self, index: usize, ram: &Ram, chain: Chain<'_>) -> Result<Outcome, QueueError> {
         let broken = |what| QueueError::Chain { index, what };
         let mut readable = Vec::new();
         let mut writable = Vec::new();
@@ -72,18 +96,20 @@ impl Blk {
         let front = split_front(&mut readable, HEADER_LEN).ok_or(broken("no room for a header"))?;
         let header = read_header(ram, &front).ok_or(broken("header outside of memory"))?;
 
-        let decoded = Request::decode(
-            header,
-            length(&readable),
-            length(&writable),
-            self.capacity(),
-            self.read_only,
-        );
+        let decoded = self
+            .disk()
+            .decode(header, length(&readable), length(&writable));
+        let cost = match decoded {
+            Ok(Request::Read { .. }) => length(&writable),
+            Ok(Request::Write { .. }) => length(&readable),
+            Ok(Request::Flush) => FLUSH_COST,
+            Ok(Request::Identify) | Err(_) => 0,
+        };
         let (status, written) = match decoded {
             Ok(request) => match self.execute(&request, ram, &readable, &writable) {
                 Ok(written) => (VIRTIO_BLK_S_OK, written),
                 Err(error) => {
-                    eprintln!("hull-vmm: disk {request:?}: {error}");
+                    report::warn(format_args!("disk {request:?}: {error}"));
                     (VIRTIO_BLK_S_IOERR, 0)
                 }
             },
@@ -93,7 +119,10 @@ impl Blk {
         let status = u8::try_from(status).expect("the three statuses are 0, 1 and 2");
         ram.write_obj(status, status_at)
             .map_err(|_| broken("status outside of memory"))?;
-        Ok(written.saturating_add(1))
+        Ok(Outcome {
+            written: written.saturating_add(1),
+            cost: cost + REQUEST_COST,
+        })
     }
 
     /// Carries a request out; returns the bytes of data written into guest memory.
@@ -107,10 +136,10 @@ impl Blk {
         match request {
             Request::Read { offset } => {
                 self.image.read_at(ram, writable, *offset)?;
-                Ok(u32::try_from(length(writable)).unwrap_or(u32::MAX))
+                Ok(u32::try_from(length(writable)).expect("at most REQUEST_MAX"))
             }
             Request::Write { offset } => self.image.write_at(ram, readable, *offset).map(|()| 0),
-            Request::Flush if self.read_only => Ok(0),
+            Request::Flush if self.image.is_read_only() => Ok(0),
             Request::Flush => self.image.sync().map(|()| 0),
             Request::Identify => {
                 let mut segments = writable.to_vec();
@@ -137,18 +166,19 @@ impl Device for Blk {
     }
 
     fn features(&self) -> u64 {
-        let read_only = if self.read_only {
+        let read_only = if self.image.is_read_only() {
             1 << VIRTIO_BLK_F_RO
         } else {
             0
         };
-        1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_SEG_MAX | read_only
+        1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_SIZE_MAX | 1 << VIRTIO_BLK_F_SEG_MAX | read_only
     }
 
     /// `struct virtio_blk_config` (§5.2.4): capacity in sectors, `size_max`, `seg_max`.
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         let mut config = [0; 16];
-        config[..8].copy_from_slice(&(self.capacity() / SECTOR).to_le_bytes());
+        config[..8].copy_from_slice(&(self.disk().capacity / SECTOR).to_le_bytes());
+        config[8..12].copy_from_slice(&SIZE_MAX.to_le_bytes());
         config[12..].copy_from_slice(&SEG_MAX.to_le_bytes());
         for (to, from) in data.iter_mut().zip(config.iter().skip(offset)) {
             *to = *from;
@@ -157,8 +187,18 @@ impl Device for Blk {
 
     fn serve(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
         let ram = queues.ram();
-        queues.drain(index, |chain| self.request(index, ram, chain))?;
-        Ok(())
+        let mut left = TURN;
+        while left > 0
+            && let Some(chain) = queues.pop(index)?
+        {
+            let head = chain.head_index();
+            let outcome = self.request(index, ram, chain)?;
+            queues.push(index, head, outcome.written)?;
+            left = left.saturating_sub(outcome.cost);
+        }
+        // If chains are left, this makes the queue ready again at once.
+        queues.listen(index)?;
+        Ok(queues.notify(index)?)
     }
 }
 
@@ -196,8 +236,8 @@ mod tests {
     fn disk(read_only: bool) -> (Blk, File) {
         let file = tempfile::tempfile().unwrap();
         file.set_len(8 * SECTOR).unwrap();
-        let image = Image::new(file.try_clone().unwrap().into()).unwrap();
-        (Blk::new(image, read_only, "kelp"), file)
+        let image = Image::new(file.try_clone().unwrap().into(), read_only).unwrap();
+        (Blk::new(image, "kelp"), file)
     }
 
     /// Sends one chain; returns what was written into it, the status last.
@@ -320,5 +360,61 @@ mod tests {
             let served = blk.serve(0, &mut driver.queues());
             assert!(matches!(served, Err(DeviceError::Queue(_))), "{buffers:?}");
         }
+    }
+
+    #[test]
+    fn the_configuration_space_tells_capacity_and_bounds_and_ends() {
+        let (blk, _file) = disk(false);
+        let mut config = [0; 20];
+        blk.read_config(0, &mut config);
+        assert_eq!(config[..8], 8_u64.to_le_bytes());
+        assert_eq!(config[8..12], SIZE_MAX.to_le_bytes());
+        assert_eq!(config[12..16], SEG_MAX.to_le_bytes());
+        assert_eq!(config[16..], [0; 4]);
+        for offset in [15, 16, 17, usize::MAX] {
+            blk.read_config(offset, &mut config);
+        }
+    }
+
+    #[test]
+    fn only_a_disk_that_may_not_be_written_says_so() {
+        for read_only in [false, true] {
+            let says = disk(read_only).0.features() & 1 << VIRTIO_BLK_F_RO != 0;
+            assert_eq!(says, read_only);
+        }
+    }
+
+    #[test]
+    fn a_turn_ends_and_the_rest_of_the_queue_is_announced_for_the_next() {
+        let (mut blk, _file) = disk(false);
+        let mut driver = Driver::new(&[QUEUE_SIZE]);
+        for _ in 0..6 {
+            let header = header(4, 0);
+            driver.add(0, &[Buffer::Readable(&header), Buffer::Writable(1)]);
+        }
+        let mut turns = Vec::new();
+        for _ in 0..3 {
+            blk.serve(0, &mut driver.queues()).unwrap();
+            let served = std::iter::from_fn(|| driver.used(0)).count();
+            turns.push((served, driver.kicked(0)));
+        }
+        assert_eq!(turns, [(4, true), (2, false), (0, false)]);
+    }
+
+    #[test]
+    fn a_request_larger_than_the_configuration_space_allows_is_refused() {
+        let (mut blk, file) = disk(false);
+        file.set_len(REQUEST_MAX * 2).unwrap();
+        blk.image = Image::new(file.into(), false).unwrap();
+        let header = header(IN, 0);
+        // 272 MiB of them, all in one place: a descriptor's length is the driver's word alone.
+        let huge = Buffer::Raw(0x1000_0000, 0x0100_0000, 3);
+        let mut driver = Driver::new(&[QUEUE_SIZE]);
+        let mut buffers = vec![Buffer::Readable(&header)];
+        buffers.extend(std::iter::repeat_n(huge, 17));
+        buffers.push(Buffer::Writable(1));
+        driver.add(0, &buffers);
+        blk.serve(0, &mut driver.queues()).unwrap();
+        assert_eq!(driver.used(0).unwrap().written.len(), 1);
     }
 }

@@ -45,40 +45,58 @@ pub(super) enum Refusal {
     IoError,
 }
 
-impl Request {
+/// What a request is measured against.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Disk {
+    /// Bytes, in whole sectors.
+    pub(super) capacity: u64,
+    /// Whether it may not be written.
+    pub(super) read_only: bool,
+    /// Most bytes of data in a request.
+    pub(super) request_max: u64,
+}
+
+impl Disk {
     /// Decodes a header. `readable` and `writable` are the bytes of data in either direction,
-    /// without header and status; `capacity` is the disk's size in bytes.
+    /// without header and status.
     ///
     /// # Errors
     /// The status to answer with.
     pub(super) fn decode(
+        &self,
         header: [u8; 16],
         readable: u64,
         writable: u64,
-        capacity: u64,
-        read_only: bool,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Request, Refusal> {
         let [a, b, c, d, _, _, _, _, sector @ ..] = header;
-        let kind = u32::from_le_bytes([a, b, c, d]);
-        let offset = u64::from_le_bytes(sector)
-            .checked_mul(SECTOR)
-            .ok_or(Refusal::IoError)?;
-        let within = |length: u64| {
-            let end = offset.checked_add(length).ok_or(Refusal::IoError)?;
-            if length.is_multiple_of(SECTOR) && end <= capacity {
-                Ok(())
-            } else {
-                Err(Refusal::IoError)
+        let sector = u64::from_le_bytes(sector);
+        match u32::from_le_bytes([a, b, c, d]) {
+            VIRTIO_BLK_T_IN => {
+                let offset = self.range(sector, writable)?;
+                Ok(Request::Read { offset })
             }
-        };
-        match kind {
-            VIRTIO_BLK_T_IN => within(writable).map(|()| Self::Read { offset }),
-            VIRTIO_BLK_T_OUT if read_only => Err(Refusal::IoError),
-            VIRTIO_BLK_T_OUT => within(readable).map(|()| Self::Write { offset }),
-            VIRTIO_BLK_T_FLUSH => Ok(Self::Flush),
-            VIRTIO_BLK_T_GET_ID if writable >= u64::from(ID_LEN) => Ok(Self::Identify),
+            VIRTIO_BLK_T_OUT if self.read_only => Err(Refusal::IoError),
+            VIRTIO_BLK_T_OUT => {
+                let offset = self.range(sector, readable)?;
+                Ok(Request::Write { offset })
+            }
+            VIRTIO_BLK_T_FLUSH => Ok(Request::Flush),
+            VIRTIO_BLK_T_GET_ID if writable >= u64::from(ID_LEN) => Ok(Request::Identify),
             VIRTIO_BLK_T_GET_ID => Err(Refusal::IoError),
             _ => Err(Refusal::Unsupported),
+        }
+    }
+
+    /// The byte offset of `sector`, if `length` bytes from there on are whole sectors of the disk
+    /// and no more than a request may have.
+    fn range(&self, sector: u64, length: u64) -> Result<u64, Refusal> {
+        let offset = sector.checked_mul(SECTOR).ok_or(Refusal::IoError)?;
+        let end = offset.checked_add(length).ok_or(Refusal::IoError)?;
+        let fits = end <= self.capacity && length <= self.request_max;
+        if fits && length.is_multiple_of(SECTOR) {
+            Ok(offset)
+        } else {
+            Err(Refusal::IoError)
         }
     }
 }
@@ -130,11 +148,15 @@ mod tests {
         header
     }
 
-    const DISK: u64 = 8 * SECTOR;
+    const DISK: Disk = Disk {
+        capacity: 8 * SECTOR,
+        read_only: false,
+        request_max: 6 * SECTOR,
+    };
 
     #[test]
     fn each_kind_of_request_is_told_apart() {
-        let decode = |kind| Request::decode(header(kind, 1), 512, 512, DISK, false);
+        let decode = |kind| DISK.decode(header(kind, 1), 512, 512);
         assert_eq!(decode(0), Ok(Request::Read { offset: 512 }));
         assert_eq!(decode(1), Ok(Request::Write { offset: 512 }));
         assert_eq!(decode(4), Ok(Request::Flush));
@@ -145,36 +167,44 @@ mod tests {
     }
 
     #[test]
-    fn requests_outside_of_the_disk_or_of_part_sectors_are_refused() {
+    fn requests_outside_of_the_disk_or_of_part_sectors_or_too_large_are_refused() {
         for (sector, length) in [
             (8, 512),
             (7, 1024),
-            (0, DISK + 512),
+            (0, 9 * 512),
             (0, 511),
             (0, 513),
+            (0, 7 * 512),
             (u64::MAX, 512),
             (u64::MAX / 512, 512),
             (1 << 55, 512),
         ] {
             for kind in [0, 1] {
-                let request = Request::decode(header(kind, sector), length, length, DISK, false);
+                let request = DISK.decode(header(kind, sector), length, length);
                 assert_eq!(request, Err(Refusal::IoError), "{kind} {sector} {length}");
             }
         }
-        assert!(Request::decode(header(0, 7), 0, 512, DISK, false).is_ok());
+        assert!(DISK.decode(header(0, 7), 0, 512).is_ok());
+        assert!(DISK.decode(header(0, 2), 0, 6 * 512).is_ok());
     }
 
     #[test]
     fn a_read_only_disk_refuses_writes_and_nothing_else() {
-        assert_eq!(
-            Request::decode(header(1, 0), 512, 0, DISK, true),
-            Err(Refusal::IoError)
-        );
-        assert!(Request::decode(header(0, 0), 0, 512, DISK, true).is_ok());
-        assert_eq!(
-            Request::decode(header(4, 0), 0, 0, DISK, true),
-            Ok(Request::Flush)
-        );
+        let disk = Disk {
+            read_only: true,
+            ..DISK
+        };
+        let refused = disk.decode(header(1, 0), 512, 0);
+        assert_eq!(refused, Err(Refusal::IoError));
+        assert!(disk.decode(header(0, 0), 0, 512).is_ok());
+        assert_eq!(disk.decode(header(4, 0), 0, 0), Ok(Request::Flush));
+    }
+
+    #[test]
+    fn a_serial_number_needs_its_room() {
+        let refused = DISK.decode(header(8, 0), 0, 19);
+        assert_eq!(refused, Err(Refusal::IoError));
+        assert_eq!(DISK.decode(header(8, 0), 0, 20), Ok(Request::Identify));
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Threat: the driver, and whoever sends to the tap. The driver's headers are checked
-//! ([`header`]), its buffers have to be large enough for one; a frame that no set of its buffers
+//! (`header`), its buffers have to be large enough for one; a frame that no set of its buffers
 //! can hold is dropped, so that it does not block those behind it (CVE-2020-16843 was such a
 //! freeze). Work in one call is bounded in both directions.
 

@@ -13,7 +13,7 @@
 //!
 //! Threat: the driver. It can open connections, send without credit, take no packets, name other
 //! CIDs and post malformed buffers. All that it can make grow is bounded: connections
-//! ([`table::MAX_CONNECTIONS`]), bytes of each ([`credit::BUF_ALLOC`]), resets; what a connection is
+//! (`table::MAX_CONNECTIONS`), bytes of each (`credit::BUF_ALLOC`), resets; what a connection is
 //! owed is a set of flags. Work per call is bounded by the queues' sizes. Every header is read once,
 //! into our memory, before it is looked at (CVE-2019-18960 was a length that was not checked against
 //! the descriptor's).

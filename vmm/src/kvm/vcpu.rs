@@ -1,0 +1,207 @@
+//! A vCPU, and why it stopped running the guest.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use kvm_bindings::{
+    KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION,
+    KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, KVM_INTERNAL_ERROR_SIMUL_EX,
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, kvm_run,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+
+use super::kick::Registration;
+use crate::memory::Ram;
+
+/// A vCPU that does not run yet.
+#[derive(Debug)]
+pub struct Vcpu {
+    id: u8,
+    /// Dropped before the next two.
+    fd: VcpuFd,
+    /// The guest's interrupts stay bound.
+    _vm: Arc<VmFd>,
+    /// What the guest runs on stays mapped.
+    _ram: Ram,
+}
+
+/// A vCPU on the thread that runs it, which [`super::Kicker::kick`] can get out of the guest.
+#[derive(Debug)]
+pub struct Runner {
+    /// Dropped before the vCPU, into whose memory it points.
+    _registration: Registration,
+    vcpu: Vcpu,
+}
+
+/// What a vCPU left the guest for.
+#[derive(Debug)]
+pub enum Exit<'a> {
+    /// A load from a port; the data is to be filled.
+    IoIn(u16, &'a mut [u8]),
+    /// A store to a port.
+    IoOut(u16, &'a [u8]),
+    /// A load from an address that is not memory; the data is to be filled.
+    MmioRead(u64, &'a mut [u8]),
+    /// A store to an address that is not memory.
+    MmioWrite(u64, &'a [u8]),
+    /// The processor shut down: it could not even deliver a double fault.
+    Shutdown,
+    /// A signal arrived, or the vCPU was told to leave. Nothing happened to the guest.
+    Interrupted,
+    /// KVM gave up on it; [`Runner::diagnose`] says why.
+    InternalError,
+    /// It cannot go on; the text says why.
+    Unexpected(String),
+}
+
+impl Vcpu {
+    pub(super) fn new(id: u8, fd: VcpuFd, vm: Arc<VmFd>, ram: Ram) -> Self {
+        Self {
+            id,
+            fd,
+            _vm: vm,
+            _ram: ram,
+        }
+    }
+
+    /// Its number, from 0.
+    #[must_use]
+    pub fn id(&self) -> u8 {
+        self.id
+    }
+
+    /// What KVM's interface offers beyond this, for the architecture's part.
+    #[must_use]
+    pub fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    /// Prepares to run on this thread. One vCPU a thread: a second one would not be kicked.
+    #[must_use]
+    pub fn on_this_thread(mut self) -> Runner {
+        Runner {
+            _registration: Registration::of(&mut self.fd),
+            vcpu: self,
+        }
+    }
+}
+
+impl Runner {
+    /// Its number, from 0.
+    #[must_use]
+    pub fn id(&self) -> u8 {
+        self.vcpu.id
+    }
+
+    /// Runs the guest until it needs something.
+    pub fn run(&mut self) -> Exit<'_> {
+        match self.vcpu.fd.run() {
+            Ok(VcpuExit::IoIn(port, data)) => Exit::IoIn(port, data),
+            Ok(VcpuExit::IoOut(port, data)) => Exit::IoOut(port, data),
+            Ok(VcpuExit::MmioRead(address, data)) => Exit::MmioRead(address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => Exit::MmioWrite(address, data),
+            Ok(VcpuExit::Shutdown) => Exit::Shutdown,
+            Ok(VcpuExit::Intr) => Exit::Interrupted,
+            Ok(VcpuExit::InternalError) => Exit::InternalError,
+            Ok(VcpuExit::FailEntry(reason, cpu)) => Exit::Unexpected(format!(
+                "the host's processor {cpu} refuses to enter the guest, reason {reason:#x}"
+            )),
+            Ok(other) => Exit::Unexpected(format!("an exit nobody asked for, {other:?}")),
+            // EAGAIN: it is not yet woken by another vCPU.
+            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => Exit::Interrupted,
+            Err(e) => Exit::Unexpected(format!("KVM_RUN: {e}")),
+        }
+    }
+
+    /// Describes the last exit, which was an [`Exit::InternalError`], with where the guest was.
+    #[must_use]
+    pub fn diagnose(&mut self) -> String {
+        let (suberror, data) = internal_error(self.vcpu.fd.get_kvm_run());
+        let mut text = describe(suberror, &data);
+        if let Ok(regs) = self.vcpu.fd.get_regs() {
+            let _ = write!(text, ", at rip {:#x}", regs.rip);
+        }
+        text
+    }
+}
+
+/// Takes an internal error's code and data out of the shared page.
+#[expect(unsafe_code, reason = "a member of a union that the kernel fills")]
+fn internal_error(run: &kvm_run) -> (u32, Vec<u64>) {
+    // SAFETY: the member is integers alone, for which any bits are a value, and lies within the
+    // page. The kernel writes it only during KVM_RUN, which takes the vCPU by unique reference.
+    let internal = unsafe { run.__bindgen_anon_1.internal };
+    let length = usize::try_from(internal.ndata).unwrap_or(usize::MAX);
+    let data = internal.data.iter().take(length).copied().collect();
+    (internal.suberror, data)
+}
+
+/// KVM api.rst 5, `KVM_EXIT_INTERNAL_ERROR`.
+fn describe(suberror: u32, data: &[u64]) -> String {
+    let mut text = match suberror {
+        KVM_INTERNAL_ERROR_EMULATION => "KVM cannot emulate an instruction".to_owned(),
+        KVM_INTERNAL_ERROR_SIMUL_EX => "exceptions while an exception was delivered".to_owned(),
+        KVM_INTERNAL_ERROR_DELIVERY_EV => "an exit while an event was delivered".to_owned(),
+        KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => "an exit KVM does not know".to_owned(),
+        other => format!("KVM's internal error {other}"),
+    };
+    let instruction = (suberror == KVM_INTERNAL_ERROR_EMULATION).then(|| instruction(data));
+    if let Some(bytes) = instruction.flatten() {
+        text.push(':');
+        for byte in bytes {
+            let _ = write!(text, " {byte:02x}");
+        }
+    } else if !data.is_empty() {
+        let _ = write!(text, " {data:x?}");
+    }
+    text
+}
+
+/// The bytes of the instruction, if KVM tells them: flags, then their number and 15 bytes.
+fn instruction(data: &[u64]) -> Option<Vec<u8>> {
+    let &[flags, first, second, ..] = data else {
+        return None;
+    };
+    if flags & u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) == 0 {
+        return None;
+    }
+    let bytes = [first.to_ne_bytes(), second.to_ne_bytes()].concat();
+    let (&length, bytes) = bytes.split_first()?;
+    Some(bytes.iter().take(length.into()).copied().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instruction_that_cannot_be_emulated_is_named_by_its_bytes() {
+        let xrstor = u64::from_ne_bytes([4, 0x48, 0x0f, 0xae, 0x2f, 0x90, 0x90, 0x90]);
+        assert_eq!(
+            describe(KVM_INTERNAL_ERROR_EMULATION, &[1, xrstor, 0]),
+            "KVM cannot emulate an instruction: 48 0f ae 2f"
+        );
+    }
+
+    #[test]
+    fn without_bytes_the_raw_data_is_told() {
+        assert_eq!(
+            describe(KVM_INTERNAL_ERROR_EMULATION, &[0, 0x10, 0]),
+            "KVM cannot emulate an instruction [0, 10, 0]"
+        );
+        assert_eq!(
+            describe(KVM_INTERNAL_ERROR_EMULATION, &[]),
+            "KVM cannot emulate an instruction"
+        );
+        assert_eq!(describe(9, &[0xff]), "KVM's internal error 9 [ff]");
+    }
+
+    #[test]
+    fn a_length_beyond_the_bytes_there_are_is_cut() {
+        let first = u64::from_ne_bytes([255, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(
+            instruction(&[1, first, 0]).map(|bytes| bytes.len()),
+            Some(15)
+        );
+    }
+}

@@ -1,0 +1,116 @@
+//! The virtual machine: memory, vCPUs, interrupts and notifications.
+
+use std::sync::Arc;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{KvmError, Vcpu};
+use crate::memory::Ram;
+
+/// A virtual machine.
+#[derive(Debug)]
+pub struct Vm {
+    /// Shared with the vCPUs: KVM unbinds every interrupt when it is closed.
+    fd: Arc<VmFd>,
+    /// Dropped after `fd`.
+    ram: Ram,
+}
+
+impl Vm {
+    /// Creates a virtual machine that is to have `ram`, once [`Vm::map_memory`] is called.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn new(kvm: &Kvm, ram: Ram) -> Result<Self, KvmError> {
+        loop {
+            match kvm.create_vm() {
+                Ok(fd) => {
+                    let fd = Arc::new(fd);
+                    return Ok(Self { fd, ram });
+                }
+                // A signal that arrives while KVM starts a thread of its own.
+                Err(e) if e.errno() == libc::EINTR => {}
+                Err(source) => {
+                    let what = "create the VM";
+                    return Err(KvmError::Ioctl { what, source });
+                }
+            }
+        }
+    }
+
+    /// What KVM's interface offers beyond this, for the architecture's part.
+    #[must_use]
+    pub fn fd(&self) -> &VmFd {
+        &self.fd
+    }
+
+    /// Creates a vCPU.
+    ///
+    /// # Errors
+    /// When KVM refuses, which it does for more of them than it supports.
+    pub fn create_vcpu(&self, id: u8) -> Result<Vcpu, KvmError> {
+        match self.fd.create_vcpu(id.into()) {
+            Ok(fd) => Ok(Vcpu::new(id, fd, Arc::clone(&self.fd), self.ram.clone())),
+            Err(source) => Err(KvmError::Vcpu { id, source }),
+        }
+    }
+
+    /// Gives the VM its memory, one slot for each region.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    #[expect(unsafe_code, reason = "telling KVM where memory is")]
+    pub fn map_memory(&self) -> Result<(), KvmError> {
+        for (slot, region) in (0..).zip(self.ram.iter()) {
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr().addr() as u64,
+            };
+            // SAFETY: the guest may touch the region's range as long as a vCPU can run.
+            // 1. The range is one live mapping, made by `memory::allocate`.
+            // 2. It stays mapped: `self` and each `Vcpu`, the only ways to run one, hold `ram`.
+            // 3. No Rust reference points into it: `vm_memory` hands out volatile slices only.
+            unsafe { self.fd.set_user_memory_region(slot) }.map_err(|source| KvmError::Ioctl {
+                what: "map guest memory",
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Makes `line` raise the interrupt `gsi`.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn bind_interrupt(&self, line: &EventFd, gsi: u32) -> Result<(), KvmError> {
+        self.fd
+            .register_irqfd(line, gsi)
+            .map_err(|source| KvmError::Ioctl {
+                what: "bind an interrupt",
+                source,
+            })
+    }
+
+    /// Makes a 32-bit write of a queue's number to `address` signal that queue's eventfd, without a
+    /// vCPU leaving the kernel.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn bind_notifications(&self, queues: &[EventFd], address: u64) -> Result<(), KvmError> {
+        for (number, queue) in (0_u32..).zip(queues) {
+            self.fd
+                .register_ioevent(queue, &IoEventAddress::Mmio(address), number)
+                .map_err(|source| KvmError::Ioctl {
+                    what: "bind a notification",
+                    source,
+                })?;
+        }
+        Ok(())
+    }
+}
