@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use hull_tests::{Finished, Host};
+use hull_tests::{Finished, Host, IMAGE};
 
 /// Asserts that `ctr` failed as with runc, and that its one message holds each of `words`.
 #[track_caller]
@@ -150,4 +150,35 @@ fn a_corrupt_configuration_is_named() {
     fs::remove_file(shim).unwrap();
 
     refused(&run, &["config.json"]);
+}
+
+#[test]
+fn an_image_for_another_architecture_is_refused_as_with_runc() {
+    let host = Host::take();
+    let foreign = if cfg!(target_arch = "x86_64") {
+        "linux/arm64"
+    } else {
+        "linux/amd64"
+    };
+    let archive = host.shared("foreign.tar").display().to_string();
+    let import = host.ctr(&["image", "import", "--platform", foreign, &archive]);
+    assert_eq!(import.status, 0, "{import:#?}");
+    let on = |runtime| {
+        host.container("foreign")
+            .runtime(runtime)
+            .options(&["--platform", foreign])
+            .run(&["/bin/true"])
+    };
+
+    let hull = on(hull_tests::RUNTIME);
+    let runc = on("io.containerd.runc.v2");
+    let again = host.ctr(&[
+        "image",
+        "import",
+        &host.shared("busybox.tar").display().to_string(),
+    ]);
+
+    assert_eq!(again.status, 0, "bring back {IMAGE}: {again:#?}");
+    assert_eq!(hull.status, runc.status, "{hull:#?} {runc:#?}");
+    assert!(hull.stderr.contains("exec format error"), "{hull:#?}");
 }

@@ -6,7 +6,8 @@
 //! execute             seccomp ─▶ capabilities ─▶ execve
 //! ```
 //! What goes wrong is written to the report pipe, worded as users know it from runc; a pipe that
-//! closes without a word means that the program runs (or that its process was killed).
+//! closes without a word means that the program runs (or that its process was killed). A failure of
+//! `execve(2)` itself is the process's own: a line on its standard error, and status 1.
 //!
 //! Threat: the container's files decide what is opened and executed here. All of it happens inside
 //! the container's root with the descriptors of the process alone, none of them a directory
@@ -35,6 +36,9 @@ use super::plan::LaunchPlan;
 
 /// Device number of `/dev/null` (Documentation/admin-guide/devices.txt).
 const DEV_NULL: u64 = libc::makedev(1, 3);
+
+/// Exit status of a process whose program the kernel does not run: runc's.
+const EXEC_FAILED: i32 = 1;
 
 /// Why a program cannot be run. The words are runc's, which tools match.
 #[derive(Debug, thiserror::Error)]
@@ -183,6 +187,12 @@ impl Executor for Launcher {
 
     fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
         let Err(error) = self.execute();
+        if let LaunchError::Exec { .. } = error {
+            // As with runc: by now the process counts as started, and this is its own failure.
+            // (`ctr run` takes no other: it leaves a task behind whose Start has failed.)
+            let _ = writeln!(io::stderr(), "{error}");
+            std::process::exit(EXEC_FAILED);
+        }
         self.report(&error);
         Err(ExecutorError::Other(error.to_string()))
     }
