@@ -82,9 +82,9 @@ impl Machine {
     #[must_use]
     pub fn nic(mut self, tap: Tap, mac: MacAddress) -> Self {
         self.nics.push(Nic {
-            tap: tap.into(),
+            tap: Some(tap.into()),
             mac,
-            mtu: 1500,
+            mtu: Some(1500),
         });
         self
     }

@@ -54,12 +54,13 @@ pub struct Disk<F> {
 /// A network interface backed by a tap.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Nic<F> {
-    /// A descriptor of `/dev/net/tun`, attached with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
-    pub tap: F,
+    /// A descriptor of `/dev/net/tun`, attached with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`. Without
+    /// one the card has no cable until [`Request::Plug`](crate::Request::Plug).
+    pub tap: Option<F>,
     /// The guest's hardware address.
     pub mac: MacAddress,
-    /// The guest's MTU in bytes.
-    pub mtu: u16,
+    /// The MTU in bytes that the guest is told and may not exceed, if any.
+    pub mtu: Option<u16>,
 }
 
 /// A directory shared with the guest through a vhost-user file-system daemon.
@@ -148,7 +149,7 @@ impl<F> VmConfig<F> {
             nics: (self.nics.into_iter())
                 .map(|Nic { tap, mac, mtu }| {
                     Ok(Nic {
-                        tap: convert(tap)?,
+                        tap: tap.map(&mut *convert).transpose()?,
                         mac,
                         mtu,
                     })

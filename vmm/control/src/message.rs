@@ -17,6 +17,12 @@ pub enum Request {
         /// The guest's vsock port.
         port: u32,
     },
+    /// Connect a network interface to the attached tap, in place of the one it may have had. A tap
+    /// that is none ends the machine.
+    Plug {
+        /// Which of [`VmConfig::nics`].
+        nic: usize,
+    },
     /// Answer with [`Event::Counters`].
     Counters,
     /// End the machine at once.

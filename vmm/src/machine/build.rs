@@ -94,12 +94,16 @@ pub enum BuildError {
 /// The socket device, which the control socket reaches besides the bus.
 pub(super) type SharedVsock = Arc<Mutex<Mmio<Vsock>>>;
 
+/// A network card, likewise.
+pub(super) type SharedNic = Arc<Mutex<Mmio<Net<TapFile>>>>;
+
 /// A machine that is ready to run.
 pub(super) struct Machine {
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) bus: Bus,
     pub(super) ports: Mutex<Ports>,
     pub(super) vsock: SharedVsock,
+    pub(super) nics: Vec<SharedNic>,
 }
 
 pub(super) fn build(
@@ -130,9 +134,15 @@ pub(super) fn build(
             })?;
         slots.push(slot(blk, &ram)?);
     }
+    let mut nics = Vec::new();
     for nic in config.nics {
-        let tap = TapFile::new(nic.tap)?;
-        slots.push(slot(Net::new(tap, nic.mac.0, nic.mtu)?, &ram)?);
+        let mut net = Net::new(nic.mac.0, nic.mtu)?;
+        if let Some(tap) = nic.tap {
+            plug(&mut net, tap)?;
+        }
+        let net = slot(net, &ram)?;
+        nics.push(net.clone());
+        slots.push(net);
     }
     let dialler = Box::new(ControlDialler {
         control: Arc::clone(control),
@@ -164,6 +174,7 @@ pub(super) fn build(
         bus,
         ports: Mutex::new(Ports::new(serial)),
         vsock,
+        nics,
     })
 }
 
@@ -177,6 +188,15 @@ fn processors(kvm: &Kvm, ram: &Ram, count: u8) -> Result<(Vm, Vec<Vcpu>), BuildE
         .collect::<Result<_, _>>()?;
     vm.map_memory()?;
     Ok((vm, vcpus))
+}
+
+/// Connects a card to a descriptor that has to be a tap.
+pub(super) fn plug(net: &mut Net<TapFile>, tap: OwnedFd) -> Result<(), BuildError> {
+    let tap = TapFile::new(tap)?;
+    net.plug(tap).map_err(|source| BuildError::Host {
+        what: "connect a network card to its tap",
+        source,
+    })
 }
 
 fn slot<D: Device>(device: D, ram: &Ram) -> Result<Arc<Mutex<Mmio<D>>>, BuildError> {

@@ -1,12 +1,12 @@
 //! What the loop does with an event, and the order of the end.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, PoisonError};
 
 use vmm_control::{Channel, Event, ExitReason, ReceiveError, Request};
 
-use super::build::{Machine, SharedVsock};
+use super::build::{self, Machine, SharedNic, SharedVsock};
 use super::counters::Counters;
 use super::vcpus::{Context, Vcpus};
 use crate::bus::{Bus, Slot};
@@ -53,6 +53,7 @@ pub(super) fn run(
         bus,
         ports,
         vsock,
+        nics,
     } = machine;
     control
         .set_nonblocking()
@@ -81,7 +82,7 @@ pub(super) fn run(
             match token {
                 Token::Bell => break 'machine vcpus.reason(),
                 Token::Control => {
-                    if let Some(reason) = serve_control(control, counters, &vsock) {
+                    if let Some(reason) = serve_control(control, counters, &vsock, &nics) {
                         break 'machine reason;
                     }
                 }
@@ -119,6 +120,7 @@ fn serve_control(
     control: &Channel,
     counters: &Counters,
     vsock: &SharedVsock,
+    nics: &[SharedNic],
 ) -> Option<ExitReason> {
     for _ in 0..REQUESTS {
         match control.receive() {
@@ -135,6 +137,14 @@ fn serve_control(
                 }
                 slot.backend_ready();
             }
+            Ok((Request::Plug { nic }, fds)) => {
+                let plugged = plug(nics.get(nic), fds);
+                if let Err(reason) = plugged {
+                    return Some(ExitReason::Failed(format!(
+                        "plug network interface {nic}: {reason}"
+                    )));
+                }
+            }
             // The two programs do not agree on what was said, so nothing they say can be trusted.
             Ok((Request::Boot(_), _)) => {
                 return Some(ExitReason::Failed("a second boot request".into()));
@@ -146,4 +156,14 @@ fn serve_control(
         }
     }
     None
+}
+
+fn plug(nic: Option<&SharedNic>, fds: Vec<OwnedFd>) -> Result<(), String> {
+    let nic = nic.ok_or("there is none of that number")?;
+    let tap = fds
+        .into_iter()
+        .next()
+        .ok_or("no tap came with the request")?;
+    let mut slot = nic.lock().unwrap_or_else(PoisonError::into_inner);
+    build::plug(slot.device(), tap).map_err(|e| report::chain(&e))
 }

@@ -1,6 +1,9 @@
 //! CPUID: all that KVM can virtualize of the host's processor, and the topology of our vCPUs (one
 //! package, one thread a core).
 
+use std::arch::x86_64::__cpuid;
+use std::ops::RangeInclusive;
+
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
 };
@@ -24,6 +27,8 @@ const FEATURES: u32 = 0x1;
 const CACHES: u32 = 0x4;
 const TOPOLOGY: u32 = 0xb;
 const TOPOLOGY_V2: u32 = 0x1f;
+/// The processor's name, 16 bytes each.
+const NAME: RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
 /// AMD: sizes; elsewhere the bits of an address alone.
 const SIZES: u32 = 0x8000_0008;
 /// AMD: cache parameters.
@@ -57,8 +62,12 @@ impl Supported {
         let cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(CpuidError::Get)?;
+        let mut entries = cpuid.as_slice().to_vec();
+        for entry in &mut entries {
+            named(entry);
+        }
         Ok(Self {
-            entries: cpuid.as_slice().to_vec(),
+            entries,
             deadline_timer: kvm.check_extension(Cap::TscDeadlineTimer),
         })
     }
@@ -137,6 +146,14 @@ impl Supported {
         // calibrates its timer, for up to 100 ms.
         set_bits(&mut entry.ecx, TSC_DEADLINE, self.deadline_timer);
         set_bits(&mut entry.edx, HTT, cores > 1);
+    }
+}
+
+/// Gives the guest the host's name of the processor: KVM has none for it.
+fn named(entry: &mut kvm_cpuid_entry2) {
+    if NAME.contains(&entry.function) {
+        let host = __cpuid(entry.function);
+        (entry.eax, entry.ebx, entry.ecx, entry.edx) = (host.eax, host.ebx, host.ecx, host.edx);
     }
 }
 
@@ -231,6 +248,20 @@ mod tests {
             "{function:#x} {index} is there twice"
         );
         first
+    }
+
+    #[test]
+    fn the_processor_has_the_hosts_name_and_nothing_else_of_it() {
+        let mut name = kvm_cpuid_entry2 {
+            function: *NAME.start(),
+            ..Default::default()
+        };
+        named(&mut name);
+        assert_eq!(name.eax, __cpuid(*NAME.start()).eax);
+
+        let mut features = entry(FEATURES, 0);
+        named(&mut features);
+        assert_eq!(features.eax, ALL);
     }
 
     #[test]

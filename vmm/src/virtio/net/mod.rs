@@ -1,5 +1,8 @@
 //! virtio-net (virtio 1.3 §5.1): a network card whose other end is a tap.
 //!
+//! The tap may come, and be replaced, while the machine runs: container engines make the network of
+//! a container that exists. Without one, what the driver sends is lost, as with no cable.
+//!
 //! One pair of queues. A frame passes through one buffer here, in either direction: it is looked at
 //! where the guest cannot change it any more.
 //!
@@ -51,7 +54,6 @@ const MIN_MTU: u16 = 68;
 
 const FEATURES: u64 = header::F_CSUM
     | header::F_GUEST_CSUM
-    | header::F_MTU
     | header::F_MAC
     | header::F_GUEST_TSO4
     | header::F_GUEST_TSO6
@@ -70,15 +72,15 @@ pub enum NetError {
     /// A group's address, or none at all.
     #[error("{0:02x?} is no address of one network card")]
     Mac([u8; 6]),
-    /// The host has no descriptor to spare, or the tap cannot be watched.
-    #[error("watch a tap")]
+    /// The host has no descriptor to spare.
+    #[error("make an epoll instance")]
     Epoll(#[source] io::Error),
 }
 
 /// The network card.
 #[derive(Debug)]
 pub struct Net<T> {
-    tap: T,
+    tap: Option<T>,
     config: Config,
     features: u64,
     epoll: OwnedFd,
@@ -101,7 +103,7 @@ enum Receive {
     Empty,
     /// A frame of that length waits for buffers of the driver.
     Holding(usize),
-    /// The tap is gone: there will be no more frames.
+    /// There is no tap, or it is gone: there will be no more frames.
     Over,
 }
 
@@ -114,32 +116,52 @@ enum Transmit {
 }
 
 impl<T: Tap> Net<T> {
-    /// A card with the given hardware address and MTU.
+    /// A card with the given hardware address, and the MTU if the driver is to be told one.
     ///
     /// # Errors
     /// See [`NetError`].
-    pub fn new(tap: T, mac: [u8; 6], mtu: u16) -> Result<Self, NetError> {
-        if mtu < MIN_MTU {
+    pub fn new(mac: [u8; 6], mtu: Option<u16>) -> Result<Self, NetError> {
+        if let Some(mtu) = mtu.filter(|&mtu| mtu < MIN_MTU) {
             return Err(NetError::Mtu(mtu));
         }
         if mac[0] & 1 != 0 || mac == [0; 6] {
             return Err(NetError::Mac(mac));
         }
-        let watched = EventFlags::IN;
-        let epoll = watch(&tap, watched).map_err(NetError::Epoll)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC);
         Ok(Self {
-            tap,
+            tap: None,
             config: Config::new(mac, mtu),
             features: 0,
-            epoll,
-            watched,
+            epoll: epoll.map_err(|e| NetError::Epoll(e.into()))?,
+            watched: EventFlags::empty(),
             inbox: Inbox {
                 buffer: vec![0; MAX_FRAME].into_boxed_slice(),
-                state: Receive::Empty,
+                state: Receive::Over,
             },
             outbox: vec![0; MAX_FRAME].into_boxed_slice(),
             transmit: Transmit::Ready,
         })
+    }
+
+    /// Connects the card to a tap, in place of the one it may have had.
+    ///
+    /// # Errors
+    /// When the tap does not take the offloads that the driver has accepted; nothing has changed
+    /// then.
+    pub fn plug(&mut self, mut tap: T) -> io::Result<()> {
+        tap.set_offloads(header::offloads(self.features))?;
+        if let Some(old) = self.tap.replace(tap)
+            && !self.watched.is_empty()
+        {
+            // It fails only for a descriptor that is not there.
+            let _ = epoll::delete(&self.epoll, &old);
+        }
+        self.watched = EventFlags::empty();
+        if self.inbox.state == Receive::Over {
+            self.inbox.state = Receive::Empty;
+        }
+        self.rewatch();
+        Ok(())
     }
 
     /// Moves frames from the tap to the driver.
@@ -169,8 +191,9 @@ impl<T: Tap> Net<T> {
         if let Receive::Holding(len) = self.inbox.state {
             return Some(len);
         }
+        let tap = self.tap.as_mut()?;
         while self.inbox.state == Receive::Empty {
-            match self.tap.receive(&mut self.inbox.buffer) {
+            match tap.receive(&mut self.inbox.buffer) {
                 // The kernel adds a header to every frame.
                 Ok(len) if len < VNET_HEADER_LEN => {}
                 Ok(len) => {
@@ -271,15 +294,18 @@ impl<T: Tap> Net<T> {
         if (Header::decode(header).check(self.features, data.len())).is_err() {
             return Ok(Transmit::Ready);
         }
-        match self.tap.send(frame) {
-            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(Transmit::Blocked),
-            // Down or gone, or the kernel does not like the frame.
-            Ok(()) | Err(_) => Ok(Transmit::Ready),
+        match self.tap.as_mut().map(|tap| tap.send(frame)) {
+            Some(Err(e)) if e.kind() == ErrorKind::WouldBlock => Ok(Transmit::Blocked),
+            // Not there, down or gone, or the kernel does not like the frame.
+            None | Some(Ok(()) | Err(_)) => Ok(Transmit::Ready),
         }
     }
 
     /// Brings epoll up to date: the tap is an event only for what can be done about it.
     fn rewatch(&mut self) {
+        let Some(tap) = &self.tap else {
+            return;
+        };
         let mut wanted = match self.inbox.state {
             Receive::Empty => EventFlags::IN,
             Receive::Holding(_) | Receive::Over => EventFlags::empty(),
@@ -293,21 +319,15 @@ impl<T: Tap> Net<T> {
         let data = epoll::EventData::new_u64(0);
         // A tap that is gone reports its error even to those who ask for nothing.
         let changed = match (self.watched.is_empty(), wanted.is_empty()) {
-            (_, true) => epoll::delete(&self.epoll, &self.tap),
-            (true, false) => epoll::add(&self.epoll, &self.tap, data, wanted),
-            (false, false) => epoll::modify(&self.epoll, &self.tap, data, wanted),
+            (_, true) => epoll::delete(&self.epoll, tap),
+            (true, false) => epoll::add(&self.epoll, tap, data, wanted),
+            (false, false) => epoll::modify(&self.epoll, tap, data, wanted),
         };
         // `add` fails without memory for a watch, and is tried again with the next notification.
         if changed.is_ok() {
             self.watched = wanted;
         }
     }
-}
-
-fn watch(tap: &impl Tap, flags: EventFlags) -> io::Result<OwnedFd> {
-    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    epoll::add(&epoll, tap, epoll::EventData::new_u64(0), flags)?;
-    Ok(epoll)
 }
 
 fn put_back(queues: &mut Queues<'_>, buffers: usize) {
@@ -340,7 +360,11 @@ impl<T: Tap> Device for Net<T> {
     }
 
     fn features(&self) -> u64 {
-        FEATURES
+        if self.config.has_mtu() {
+            FEATURES | header::F_MTU
+        } else {
+            FEATURES
+        }
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
@@ -349,8 +373,10 @@ impl<T: Tap> Device for Net<T> {
 
     fn activate(&mut self, features: u64, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
         self.features = features;
-        (self.tap.set_offloads(header::offloads(features)))
-            .map_err(|e| DeviceError::Backend(format!("set a tap's offloads: {e}")))?;
+        if let Some(tap) = &mut self.tap {
+            (tap.set_offloads(header::offloads(features)))
+                .map_err(|e| DeviceError::Backend(format!("set a tap's offloads: {e}")))?;
+        }
         self.receive(queues)?;
         Ok(self.transmit(queues)?)
     }

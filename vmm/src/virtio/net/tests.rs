@@ -65,15 +65,9 @@ impl Guest {
     }
 
     fn with_queues(features: u64, sizes: &[u16]) -> Self {
-        let (socket, wire) = UnixDatagram::pair().unwrap();
-        socket.set_nonblocking(true).unwrap();
-        wire.set_nonblocking(true).unwrap();
-        let host = Arc::new(Mutex::new(Host::default()));
-        let tap = FakeTap {
-            socket,
-            host: Arc::clone(&host),
-        };
-        let mut net = Net::new(tap, MAC, 1500).unwrap();
+        let (tap, wire, host) = fake_tap();
+        let mut net = Net::new(MAC, Some(1500)).unwrap();
+        net.plug(tap).unwrap();
         let mut driver = Driver::new(sizes);
         net.activate(features, &mut driver.queues()).unwrap();
         Self {
@@ -148,6 +142,19 @@ impl Guest {
         let len = self.wire.recv(&mut frame).ok()?;
         Some(frame[VNET_HEADER_LEN..len].to_vec())
     }
+}
+
+/// A tap, its other end, and what is behind it.
+fn fake_tap() -> (FakeTap, UnixDatagram, Arc<Mutex<Host>>) {
+    let (socket, wire) = UnixDatagram::pair().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    wire.set_nonblocking(true).unwrap();
+    let host = Arc::new(Mutex::new(Host::default()));
+    let tap = FakeTap {
+        socket,
+        host: Arc::clone(&host),
+    };
+    (tap, wire, host)
 }
 
 fn readable(net: &Net<FakeTap>) -> bool {
@@ -359,7 +366,8 @@ fn frames_without_a_header_are_refused() {
 fn a_full_tap_is_waited_for_and_no_frame_is_lost_or_moved() {
     let mut guest = Guest::new(0);
     // A few small frames and it is full.
-    rustix::net::sockopt::set_socket_send_buffer_size(&guest.net.tap.socket, 8192).unwrap();
+    let tap = guest.net.tap.as_ref().unwrap();
+    rustix::net::sockopt::set_socket_send_buffer_size(tap, 8192).unwrap();
     let frames: Vec<[u8; 2]> = (0..256_u16).map(u16::to_le_bytes).collect();
     for _ in 0..3 {
         for frame in &frames {
@@ -405,7 +413,7 @@ fn the_tap_is_told_what_the_driver_accepted_each_time() {
         ..Offloads::default()
     };
     let offloads = &guest.host.lock().unwrap().offloads;
-    assert_eq!(*offloads, [tso4, Offloads::default()]);
+    assert_eq!(*offloads, [Offloads::default(), tso4, Offloads::default()]);
 }
 
 #[test]
@@ -422,16 +430,47 @@ fn a_reset_forgets_a_frame_that_waited() {
 
 #[test]
 fn addresses_and_mtus_no_card_can_have_are_refused() {
-    let card = |mac, mtu| {
-        let socket = UnixDatagram::unbound().unwrap();
-        let host = Arc::default();
-        Net::new(FakeTap { socket, host }, mac, mtu)
-    };
-    assert!(matches!(card(MAC, 67), Err(NetError::Mtu(67))));
-    assert!(matches!(card([0; 6], 1500), Err(NetError::Mac(_))));
+    let card = |mac, mtu| Net::<FakeTap>::new(mac, mtu);
+    assert!(matches!(card(MAC, Some(67)), Err(NetError::Mtu(67))));
+    assert!(matches!(card([0; 6], None), Err(NetError::Mac(_))));
     assert!(matches!(
-        card([1, 0, 0, 0, 0, 1], 1500),
+        card([1, 0, 0, 0, 0, 1], None),
         Err(NetError::Mac(_))
     ));
-    assert!(card(MAC, 68).is_ok());
+    assert!(card(MAC, Some(68)).is_ok());
+}
+
+#[test]
+fn a_driver_is_told_an_mtu_only_if_there_is_one() {
+    let offers = |mtu| Net::<FakeTap>::new(MAC, mtu).unwrap().features() & header::F_MTU != 0;
+    assert!(offers(Some(1500)));
+    assert!(!offers(None));
+}
+
+#[test]
+fn a_card_takes_another_tap_while_it_runs() {
+    let mut guest = Guest::new(header::F_GUEST_CSUM | header::F_GUEST_TSO4);
+    guest.post(4, 1526);
+    guest.arrive(b"first");
+    assert_eq!(&guest.frame().unwrap()[VNET_HEADER_LEN..], b"first");
+
+    let (tap, wire, host) = fake_tap();
+    guest.net.plug(tap).unwrap();
+    (guest.wire, guest.host) = (wire, host);
+    guest.arrive(b"second");
+    assert_eq!(&guest.frame().unwrap()[VNET_HEADER_LEN..], b"second");
+    guest.send(&[Buffer::Readable(&PLAIN), Buffer::Readable(b"out")]);
+    assert_eq!(guest.sent().unwrap(), b"out");
+    // The new tap learnt what the driver had agreed to.
+    assert!(guest.host.lock().unwrap().offloads[0].tso4);
+}
+
+#[test]
+fn a_card_without_a_tap_takes_frames_and_loses_them() {
+    let mut net = Net::<FakeTap>::new(MAC, None).unwrap();
+    let mut driver = Driver::new(&QUEUE_SIZES);
+    net.activate(0, &mut driver.queues()).unwrap();
+    driver.add(TX, &[Buffer::Readable(&PLAIN), Buffer::Readable(b"lost")]);
+    net.serve(TX, &mut driver.queues()).unwrap();
+    assert!(driver.used(TX).is_some());
 }
