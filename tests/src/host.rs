@@ -91,7 +91,9 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            return; // One failure is enough to read.
+            // One failure is enough to read: the next test shall not find this one's containers.
+            remove_all_containers();
+            return;
         }
         let mut left = Leftovers::now().since(&self.before);
         let deadline = std::time::Instant::now() + wait::PATIENCE / 4;
@@ -100,6 +102,14 @@ impl Drop for Host {
             left = Leftovers::now().since(&self.before);
         }
         assert!(left.is_empty(), "left behind: {left:#?}");
+    }
+}
+
+fn remove_all_containers() {
+    let ctr = |words: &[&str]| command("ctr", words, b"");
+    for id in ctr(&["container", "ls", "-q"]).stdout.split_whitespace() {
+        let _ = ctr(&["task", "rm", "--force", id]);
+        let _ = ctr(&["container", "rm", id]);
     }
 }
 
