@@ -4,6 +4,7 @@
 //! serve ─▶ server ─▶ container ─▶ operation (a forked child: libcontainer) ─▶ launch ─▶ execve
 //!             │          ├─▶ stdio    vsock ↔ pipes, terminals
 //!             │          └─▶ cgroup   limits, freezing, memory kills
+//!             ├─▶ forward  vsock ↔ the containers' ports
 //!             └─▶ shares, events      reaper: who ended, and how
 //! ```
 //! One thread. Nothing here waits in a system call that a container or the host can hold up: what
@@ -14,6 +15,7 @@ pub mod cgroup;
 pub mod connection;
 pub mod container;
 pub mod events;
+pub mod forward;
 pub mod host;
 pub mod logging;
 pub mod operation;
@@ -71,6 +73,7 @@ where
     let events = Arc::new(Events::default());
     let stopped = Arc::new(Notify::new());
     let service = Service {
+        host,
         containers: Containers::new(host, reaper, Arc::clone(&events)),
         shares: Arc::new(Shares::default()),
         events,

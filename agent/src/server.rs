@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use agent_protocol::{
-    Agent, ContainerId, CreateRequest, CreateResponse, Empty, Event, ExecRequest, HelloRequest,
-    HelloResponse, PROTOCOL_VERSION, PidsResponse, Process, ProcessId, ResizeRequest,
+    Agent, ContainerId, CreateRequest, CreateResponse, Empty, Event, ExecRequest, ForwardRequest,
+    HelloRequest, HelloResponse, PROTOCOL_VERSION, PidsResponse, Process, ProcessId, ResizeRequest,
     SignalRequest, StartResponse, StatsResponse, Stdio, UpdateRequest,
 };
 use async_trait::async_trait;
@@ -18,12 +18,16 @@ use crate::container::create::CreateError;
 use crate::container::error::ContainerError;
 use crate::error_chain;
 use crate::events::Events;
+use crate::forward::{self, ForwardError, Protocol};
+use crate::host::Host;
 use crate::shares::Shares;
 use crate::stdio::{Ports, StdioError};
 
 /// What the calls act on.
 #[derive(Clone)]
 pub struct Service {
+    /// Where forwards come from.
+    pub host: Host,
     /// The containers.
     pub containers: Containers,
     /// The host's directories.
@@ -156,6 +160,22 @@ impl Agent for Service {
         let containers = self.containers.clone();
         to_its_end(async move { containers.update(&req.container_id, &resources).await }).await?;
         Ok(Empty::default())
+    }
+
+    async fn forward(&self, _: &TtrpcContext, req: ForwardRequest) -> ttrpc::Result<Empty> {
+        let protocol = match req.protocol.enum_value() {
+            Ok(agent_protocol::Protocol::TCP) => Protocol::Tcp,
+            Ok(agent_protocol::Protocol::UDP) => Protocol::Udp,
+            Err(_) => return Err(invalid("no such protocol")),
+        };
+        let port = u16::try_from(req.port).map_err(|_| invalid("no such port"))?;
+        match forward::forward(self.host, protocol, port, req.host_port).await {
+            Ok(()) => Ok(Empty::default()),
+            Err(error @ ForwardError::Service { .. }) => {
+                Err(status(Code::UNAVAILABLE, error_chain(&error)))
+            }
+            Err(error @ ForwardError::Host { .. }) => Err(internal(error)),
+        }
     }
 
     async fn events(

@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod annotations;
 pub mod bundle;
 pub mod check;
 pub mod cleanup;
@@ -18,6 +19,7 @@ pub mod error;
 pub mod events;
 pub mod fs_daemon;
 pub mod log_lines;
+pub mod port_forward;
 pub mod ports;
 pub mod process_identity;
 pub mod rootfs;

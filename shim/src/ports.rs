@@ -98,6 +98,8 @@ impl Table {
     fn wait_for(&mut self, port: u32) -> Expected {
         let (sender, connection) = oneshot::channel();
         if let Some(waiting) = &mut self.waiting {
+            // Whoever has given up leaves no trace.
+            waiting.retain(|_, waiting| !waiting.is_closed());
             waiting.insert(port, sender);
         }
         Expected { port, connection }

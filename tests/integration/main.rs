@@ -6,6 +6,8 @@
 mod errors;
 /// What containerd is told, in order.
 mod events;
+/// Ports of the host that lead into a container.
+mod forward;
 /// Containers that stay: exec, look inside, signal, remove.
 mod lifecycle;
 /// Containers that run one command.

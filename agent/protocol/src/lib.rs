@@ -4,10 +4,12 @@
 //! ```text
 //! guest (CID 3)                                host (CID 2)
 //!   hull-agent ── connects ─▶ RPC_PORT      one connection; the agent is the ttrpc server on it
-//!   hull-agent ── connects ─▶ a stream port one connection for each standard stream; the shim
-//!                                           named the port in Create or Exec
+//!   hull-agent ── connects ─▶ a stream port one connection for each standard stream or
+//!                                           forward; the shim named the port in its request
 //!   hull-agent ── connects ─▶ LOG_PORT      its log, a line each, for the shim's own
 //! ```
+
+pub mod datagram;
 
 // The generated code answers for itself.
 mod generated {
@@ -18,7 +20,7 @@ pub use generated::agent::*;
 pub use generated::agent_ttrpc::{Agent, AgentClient, create_agent};
 
 /// Raised with every change that an older peer would misread.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// vsock address of the host (`VMADDR_CID_HOST`).
 pub const HOST_CID: u32 = 2;

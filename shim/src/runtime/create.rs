@@ -10,11 +10,13 @@ use oci_spec::runtime::Spec;
 use protobuf::MessageField;
 
 use super::{Result, Runtime, Slot, open_streams, patience};
+use crate::annotations;
 use crate::bundle::{self, Guest};
 use crate::config::Config;
 use crate::container::{Container, Process};
 use crate::error::{TaskError, chain};
 use crate::events::TaskEvent;
+use crate::port_forward::Bound;
 use crate::rootfs;
 use crate::sandbox::{Plan, Sandbox};
 use crate::state_dir::StateDir;
@@ -43,13 +45,13 @@ impl Runtime {
             return Err(TaskError::Unimplemented("restoring a checkpoint"));
         }
         let created = self.create_container(request).await;
-        let (sandbox, container) = created.inspect_err(|_| {
+        let (sandbox, container, bound) = created.inspect_err(|_| {
             let mounted = PathBuf::from(&request.bundle).join("rootfs");
             if let Err(e) = rootfs::unmount(&mounted) {
                 warn!("clean up after a failed create: {}", chain(&e));
             }
         })?;
-        Ok(self.adopt(request, sandbox, container))
+        Ok(self.adopt(request, sandbox, container, bound))
     }
 
     /// The container is there: says so, and watches it from here on.
@@ -58,24 +60,36 @@ impl Runtime {
         request: &CreateTaskRequest,
         sandbox: Sandbox,
         container: Container,
+        bound: Bound,
     ) -> u32 {
         let pid = sandbox.pid();
         let (agent, gone) = (sandbox.agent.clone(), sandbox.gone.clone());
-        *self.slot() = Slot::Live { container, sandbox };
+        let forwards = bound.serve(&agent, &sandbox.ports);
+        *self.slot() = Slot::Live {
+            container,
+            sandbox,
+            _forwards: forwards,
+        };
         self.publish(TaskEvent::Create(created_event(request, pid)));
 
         self.watch(agent, gone);
         pid
     }
 
-    async fn create_container(&self, request: &CreateTaskRequest) -> Result<(Sandbox, Container)> {
+    async fn create_container(
+        &self,
+        request: &CreateTaskRequest,
+    ) -> Result<(Sandbox, Container, Bound)> {
         let config = Config::load().map_err(|e| TaskError::failed(&e))?;
         let bundle = PathBuf::from(&request.bundle);
         let spec = bundle::load(&bundle).map_err(|e| TaskError::Invalid(chain(&e)))?;
+        let annotations = annotations::parse(spec.annotations().as_ref())
+            .map_err(|e| TaskError::Invalid(e.to_string()))?;
         let root = bundle::host_root(&spec, &bundle, !request.rootfs.is_empty());
         let memory_mib = memory_mib(config.memory_mib, &spec);
         let guest = bundle::translate(spec, &request.id, SHARE_PATH.as_ref())
             .map_err(|e| TaskError::Invalid(e.to_string()))?;
+        let bound = Bound::bind(&annotations.port_forwards).map_err(|e| TaskError::failed(&e))?;
 
         let state = StateDir::at(&config.state, &self.0.namespace, &request.id)
             .map_err(|e| TaskError::failed(&e))?;
@@ -99,7 +113,10 @@ impl Runtime {
             None => TaskError::failed(&e),
         })?;
         match create_in(&sandbox, request, &guest).await {
-            Ok(init) => Ok((sandbox, Container::new(&request.id, bundle, state, init))),
+            Ok(init) => {
+                let container = Container::new(&request.id, bundle, state, init);
+                Ok((sandbox, container, bound))
+            }
             Err(error) => {
                 if let Err(e) = sandbox.shut_down().await {
                     warn!("clean up after a failed create: {}", chain(&e));

@@ -55,7 +55,9 @@ impl Runtime {
         let sandbox = {
             let mut slot = self.slot();
             match std::mem::replace(&mut *slot, Slot::Empty) {
-                Slot::Live { container, sandbox } => {
+                Slot::Live {
+                    container, sandbox, ..
+                } => {
                     *slot = Slot::Removing(container);
                     Some(sandbox)
                 }

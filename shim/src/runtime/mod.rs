@@ -30,6 +30,7 @@ use crate::bundle;
 use crate::container::{Container, Process, State};
 use crate::error::{TaskError, chain};
 use crate::events::{Events, TaskEvent};
+use crate::port_forward::Forwards;
 use crate::ports::Ports;
 use crate::sandbox::Sandbox;
 use crate::stats;
@@ -61,6 +62,8 @@ enum Slot {
     Live {
         container: Container,
         sandbox: Sandbox,
+        /// Served as long as this is here.
+        _forwards: Forwards,
     },
     Removing(Container),
 }

@@ -20,6 +20,7 @@ use super::Runtime;
 use crate::container::{Container, LOST, Process, State};
 use crate::error::TaskError;
 use crate::events::{Events, TaskEvent};
+use crate::port_forward::Bound;
 use crate::sandbox::Sandbox;
 use crate::state_dir::StateDir;
 use crate::stdio::{Paths, Streams};
@@ -155,7 +156,7 @@ impl Fixture {
             id: ID.to_owned(),
             ..Default::default()
         };
-        runtime.adopt(&request, sandbox, container);
+        runtime.adopt(&request, sandbox, container, Bound::default());
         Self {
             runtime,
             events: published,

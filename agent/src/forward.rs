@@ -1,0 +1,167 @@
+//! Port forwards: what a client of the host's sends, to a port of the container's and back.
+//!
+//! A container's network is the machine's, so its ports are reached from here. The service is
+//! connected to before the host is told, so that nobody's connection is taken for nothing.
+//!
+//! Threat: the service, which is a container's. It may stop reading, stop writing or never end; a
+//! forward costs one task and two buffers until the host hangs up.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use agent_protocol::datagram;
+use futures::{SinkExt, StreamExt};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpStream, UdpSocket};
+use tokio_vsock::VsockStream;
+
+use crate::host::Host;
+
+/// What is forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// One connection.
+    Tcp,
+    /// The datagrams of one client.
+    Udp,
+}
+
+/// Why there is no forward.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// Nobody listens.
+    #[error("connect to port {port} of the container")]
+    Service {
+        /// The port.
+        port: u16,
+        /// What the kernel said of 127.0.0.1, or else of ::1.
+        source: io::Error,
+    },
+    /// The shim does not wait there.
+    #[error("connect to port {port} of the host")]
+    Host {
+        /// The vsock port.
+        port: u32,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+/// Connects both ends and moves data between them from then on.
+///
+/// # Errors
+/// Both of `ForwardError`.
+pub async fn forward(
+    host: Host,
+    protocol: Protocol,
+    port: u16,
+    host_port: u32,
+) -> Result<(), ForwardError> {
+    let no_service = |source| ForwardError::Service { port, source };
+    let dial = async || {
+        let connected = host.connect(host_port).await;
+        connected.map_err(|source| ForwardError::Host {
+            port: host_port,
+            source,
+        })
+    };
+    match protocol {
+        Protocol::Tcp => {
+            let service = TcpStream::connect(&loopbacks(port)[..]).await;
+            let service = service.map_err(no_service)?;
+            tokio::spawn(connection(service, dial().await?));
+        }
+        Protocol::Udp => {
+            let service = udp(port).await.map_err(no_service)?;
+            tokio::spawn(datagrams(service, dial().await?));
+        }
+    }
+    Ok(())
+}
+
+/// Where a service may listen, in the order of trying.
+fn loopbacks(port: u16) -> [SocketAddr; 2] {
+    [
+        (Ipv4Addr::LOCALHOST, port).into(),
+        (Ipv6Addr::LOCALHOST, port).into(),
+    ]
+}
+
+async fn connection(mut service: TcpStream, mut host: VsockStream) {
+    let _ = service.set_nodelay(true);
+    // An error ends both directions, and the host sees the connection end.
+    if let Err(error) = copy_bidirectional(&mut service, &mut host).await {
+        log::debug!("a forwarded connection broke: {error}");
+        let _ = service.set_zero_linger();
+    }
+}
+
+/// A socket whose peer is the service. A datagram socket connects to anything, so whether 127.0.0.1
+/// or ::1 is right shows in the kernel's tables.
+async fn udp(port: u16) -> io::Result<UdpSocket> {
+    let listening = |table: &str, port: u16| {
+        let table = std::fs::read_to_string(table).unwrap_or_default();
+        listens(&table, port)
+    };
+    let [v4, v6] = loopbacks(port);
+    let peer = match (
+        listening("/proc/net/udp", port),
+        listening("/proc/net/udp6", port),
+    ) {
+        (false, true) => v6,
+        _ => v4,
+    };
+    let local: SocketAddr = match peer {
+        SocketAddr::V4(_) => (Ipv4Addr::LOCALHOST, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::LOCALHOST, 0).into(),
+    };
+    let socket = UdpSocket::bind(local).await?;
+    socket.connect(peer).await?;
+    Ok(socket)
+}
+
+/// Whether a socket of this table (proc(5), /proc/net/udp) has the local port.
+fn listens(table: &str, port: u16) -> bool {
+    let local = |line: &str| {
+        let (_, hex) = line.split_whitespace().nth(1)?.rsplit_once(':')?;
+        u16::from_str_radix(hex, 16).ok()
+    };
+    table.lines().skip(1).any(|line| local(line) == Some(port))
+}
+
+async fn datagrams(service: UdpSocket, host: VsockStream) {
+    let mut host = datagram::framed(host);
+    let mut buffer = vec![0; datagram::MAX];
+    loop {
+        tokio::select! {
+            asked = host.next() => match asked {
+                // Refused means that nobody listens yet: datagrams get lost.
+                Some(Ok(payload)) => drop(service.send(&payload).await),
+                Some(Err(_)) | None => return,
+            },
+            answered = service.recv(&mut buffer) => {
+                // An error here is the echo of a datagram that was refused.
+                if let Ok(length) = answered
+                    && host.send(&buffer[..length]).await.is_err()
+                {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listening_port_is_found_in_the_kernels_table() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue\n\
+             52: 00000000:0035 00000000:0000 07 00000000:00000000\n\
+             nonsense\n";
+
+        assert!(listens(table, 53));
+        assert!(!listens(table, 54));
+    }
+}
