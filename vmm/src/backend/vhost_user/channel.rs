@@ -109,7 +109,11 @@ impl Channel {
         payload: &[u8],
         fds: &[RawFd],
     ) -> Result<(), VhostUserError> {
-        self.send_with(request, FLAG_NEED_REPLY, payload, fds)?;
+        if let Err(hung_up) = self.send_with(request, FLAG_NEED_REPLY, payload, fds) {
+            // What it had said before it hung up is the better reason.
+            self.confirm()?;
+            return Err(hung_up);
+        }
         self.owed.push_back(request);
         Ok(())
     }
