@@ -4,6 +4,7 @@
 //! serve ─▶ server ─▶ container ─▶ operation (a forked child: libcontainer) ─▶ launch ─▶ execve
 //!             │          ├─▶ stdio    vsock ↔ pipes, terminals
 //!             │          └─▶ cgroup   limits, freezing, memory kills
+//!             ├─▶ network  cards become the container's interfaces
 //!             ├─▶ forward  vsock ↔ the containers' ports
 //!             └─▶ shares, events      reaper: who ended, and how
 //! ```
@@ -18,6 +19,7 @@ pub mod events;
 pub mod forward;
 pub mod host;
 pub mod logging;
+pub mod network;
 pub mod operation;
 pub mod reaper;
 pub mod server;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use agent_protocol::{
     Agent, ContainerId, CreateRequest, CreateResponse, Empty, Event, ExecRequest, ForwardRequest,
-    HelloRequest, HelloResponse, PROTOCOL_VERSION, PidsResponse, Process, ProcessId, ResizeRequest,
-    SignalRequest, StartResponse, StatsResponse, Stdio, UpdateRequest,
+    HelloRequest, HelloResponse, NetworkRequest, PROTOCOL_VERSION, PidsResponse, Process,
+    ProcessId, ResizeRequest, SignalRequest, StartResponse, StatsResponse, Stdio, UpdateRequest,
 };
 use async_trait::async_trait;
 use tokio::sync::Notify;
@@ -20,6 +20,7 @@ use crate::error_chain;
 use crate::events::Events;
 use crate::forward::{self, ForwardError, Protocol};
 use crate::host::Host;
+use crate::network;
 use crate::shares::Shares;
 use crate::stdio::{Ports, StdioError};
 
@@ -160,6 +161,13 @@ impl Agent for Service {
         let containers = self.containers.clone();
         to_its_end(async move { containers.update(&req.container_id, &resources).await }).await?;
         Ok(Empty::default())
+    }
+
+    async fn configure(&self, _: &TtrpcContext, req: NetworkRequest) -> ttrpc::Result<Empty> {
+        match network::configure(&req).await {
+            Ok(()) => Ok(Empty::default()),
+            Err(error) => Err(internal(error)),
+        }
     }
 
     async fn forward(&self, _: &TtrpcContext, req: ForwardRequest) -> ttrpc::Result<Empty> {

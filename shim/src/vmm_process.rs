@@ -82,6 +82,14 @@ impl Control {
         Ok(self.0.send(&Request::Boot(Box::new(wire)), &fds)?)
     }
 
+    /// Connects a network card to a tap.
+    ///
+    /// # Errors
+    /// When the VMM is gone.
+    pub fn plug(&self, nic: usize, tap: &OwnedFd) -> Result<(), SendError> {
+        self.0.send(&Request::Plug { nic }, &[tap.as_fd()])
+    }
+
     /// Asks the VMM to end the machine. One that is gone has done so.
     pub fn stop(&self) {
         let _ = self.0.send(&Request::Stop, &[]);

@@ -10,6 +10,8 @@ mod events;
 mod forward;
 /// Containers that stay: exec, look inside, signal, remove.
 mod lifecycle;
+/// The network of a namespace given by its path.
+mod network;
 /// Containers that run one command.
 mod run;
 /// `hull-vmm` alone, with a kernel and busybox.

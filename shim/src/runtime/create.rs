@@ -67,7 +67,7 @@ impl Runtime {
         let forwards = bound.serve(&agent, &sandbox.ports);
         *self.slot() = Slot::Live {
             container,
-            sandbox,
+            sandbox: sandbox.into(),
             _forwards: forwards,
         };
         self.publish(TaskEvent::Create(created_event(request, pid)));

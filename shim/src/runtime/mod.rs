@@ -61,7 +61,7 @@ enum Slot {
     Empty,
     Live {
         container: Container,
-        sandbox: Sandbox,
+        sandbox: Box<Sandbox>,
         /// Served as long as this is here.
         _forwards: Forwards,
     },
@@ -125,6 +125,11 @@ impl Runtime {
             State::Created => {}
             State::Running => return Err(TaskError::Precondition("already started".into())),
             State::Stopped(_) => return Err(TaskError::Finished),
+        }
+        if exec_id.is_empty() {
+            // Engines make the container's network between Create and Start.
+            let cards = self.slot().sandbox()?.cards.clone();
+            cards.connect().await?;
         }
         process.hold_stdin();
         let started = agent.start(patience(), &process_id(id, exec_id)).await?;

@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::error::chain;
 use crate::fs_daemon::{self, FsDaemonError};
 use crate::log_lines::{self, LastLine};
+use crate::network::{self, Cards, NetworkError};
 use crate::ports::{Expected, Ports};
 use crate::state_dir::{StateDir, StateError};
 use crate::supervise::{Gone, Supervised};
@@ -63,6 +64,9 @@ pub enum BootError {
     /// The VMM.
     #[error(transparent)]
     Vmm(#[from] VmmError),
+    /// Its network namespace.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The machine ended before its agent answered.
     #[error("boot the virtual machine: {0}")]
     Ended(String),
@@ -124,7 +128,7 @@ impl Sandbox {
             .boot(plan.config, plan.memory_mib, plan.network)
             .await;
         match booted {
-            Ok(agent) => Ok(booting.finish(agent)),
+            Ok((agent, cards)) => Ok(booting.finish(agent, cards)),
             Err(error) => {
                 booting.undo().await;
                 Err(error)
@@ -148,7 +152,7 @@ impl Booting {
         config: &Config,
         memory_mib: u32,
         network: Option<&Path>,
-    ) -> Result<AgentClient, BootError> {
+    ) -> Result<(AgentClient, Cards), BootError> {
         // Everything that can be missing is looked for before anything is started.
         let assets = Assets::open(config)?;
         let serial = console(config, &self.state)?;
@@ -177,7 +181,7 @@ impl Booting {
                 read_only: true,
                 serial: "guest".into(),
             }],
-            nics: Vec::new(),
+            nics: network::cards(),
             shares: vec![vmm_control::Share {
                 daemon: connection,
                 tag: SHARE_TAG.into(),
@@ -199,7 +203,10 @@ impl Booting {
             control.stop();
             ports.close();
         });
-        self.greet(rpc, config).await
+        let agent = self.greet(rpc, config).await?;
+        let (vmm, control) = self.vmm.as_ref().expect("started above");
+        let cards = Cards::new(vmm.pid, control.clone(), agent.clone())?;
+        Ok((agent, cards))
     }
 
     /// Waits for the agent and says hello.
@@ -256,7 +263,7 @@ impl Booting {
         reason
     }
 
-    fn finish(self, agent: AgentClient) -> Sandbox {
+    fn finish(self, agent: AgentClient, cards: Cards) -> Sandbox {
         let (vmm, control) = self.vmm.expect("booted, so started");
         Sandbox {
             state: self.state,
@@ -266,6 +273,7 @@ impl Booting {
             gone: self.gone,
             ports: self.ports,
             agent,
+            cards,
         }
     }
 

@@ -17,6 +17,7 @@ use agent_protocol::AgentClient;
 
 pub use boot::{BootError, Plan};
 
+use crate::network::Cards;
 use crate::ports::Ports;
 use crate::state_dir::StateDir;
 use crate::supervise::{Gone, Supervised};
@@ -34,6 +35,8 @@ pub struct Sandbox {
     pub ports: Arc<Ports>,
     /// The agent.
     pub agent: AgentClient,
+    /// Its network cards.
+    pub cards: Cards,
 }
 
 impl Sandbox {
@@ -51,14 +54,17 @@ impl Sandbox {
             let child = command.arg("1000").kill_on_drop(true).spawn();
             Supervised::new("idle", child.expect("sleep is installed"))
         };
+        let vmm = idle();
+        let cards = Cards::new(vmm.pid, control.clone(), agent.clone());
         Self {
             state,
             control,
-            vmm: idle(),
+            vmm,
             fs_daemon: idle(),
             gone: Gone::default(),
             ports: Arc::default(),
             agent,
+            cards: cards.expect("the process lives"),
         }
     }
 }

@@ -1,0 +1,257 @@
+//! Network cards become the interfaces that the container's engine has made on the host: names,
+//! addresses, routes and neighbours are the same here.
+//!
+//! Threat: none of its own; what comes in is the shim's. Names end up in the kernel alone.
+
+use std::collections::HashMap;
+use std::net::{AddrParseError, IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::ParseIntError;
+
+use agent_protocol::{Interface, Neighbour, NetworkRequest, Route};
+use futures::TryStreamExt;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+
+/// Why the network is not as it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// No netlink socket.
+    #[error("open a netlink socket")]
+    Socket(#[source] std::io::Error),
+    /// A text that is not what it stands for.
+    #[error("{0:?} is no {1}")]
+    Text(String, &'static str),
+    /// No card with this hardware address, or no interface of this name.
+    #[error("there is no network card {0:?}")]
+    Unknown(String),
+    /// The kernel refuses.
+    #[error("{what}")]
+    Kernel {
+        /// What was to be done.
+        what: String,
+        /// What it said.
+        source: rtnetlink::Error,
+    },
+}
+
+/// Does what a request asks for. What is there already stays.
+///
+/// # Errors
+/// All of `NetworkError`; what was done before it stays.
+pub async fn configure(request: &NetworkRequest) -> Result<(), NetworkError> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
+    let served = tokio::spawn(connection);
+    let configured = configure_with(&handle, request).await;
+    served.abort();
+    configured
+}
+
+async fn configure_with(handle: &Handle, request: &NetworkRequest) -> Result<(), NetworkError> {
+    let links = handle.link().get().execute().try_collect().await;
+    let links: Vec<LinkMessage> = links.map_err(kernel("list network cards"))?;
+    let mut indexes = HashMap::new();
+    for interface in &request.interfaces {
+        let index = index_of(&links, interface)?;
+        bring_up(handle, index, interface).await?;
+        indexes.insert(interface.name.as_str(), index);
+    }
+    let find = |name: &str| {
+        let index = indexes.get(name).copied();
+        index.ok_or_else(|| NetworkError::Unknown(name.to_owned()))
+    };
+    // Routes on the link first: gateways have to be on one.
+    let (direct, via): (Vec<&Route>, Vec<&Route>) =
+        (request.routes.iter()).partition(|route| route.gateway.is_empty());
+    for route in direct.into_iter().chain(via) {
+        add_route(handle, find(&route.interface)?, route).await?;
+    }
+    for neighbour in &request.neighbours {
+        add_neighbour(handle, find(&neighbour.interface)?, neighbour).await?;
+    }
+    Ok(())
+}
+
+/// A card is known by the address it was made with, or has its interface's already.
+fn index_of(links: &[LinkMessage], interface: &Interface) -> Result<u32, NetworkError> {
+    let [card, mac] = [&interface.card, &interface.mac].map(|text| hardware_address(text));
+    let (card, mac) = (card?, mac?);
+    let has = |link: &LinkMessage, wanted: &[u8]| {
+        (link.attributes.iter())
+            .any(|it| matches!(it, LinkAttribute::Address(address) if address == wanted))
+    };
+    let found = links.iter().find(|link| has(link, &card));
+    let found = found.or_else(|| links.iter().find(|link| has(link, &mac)));
+    found
+        .map(|link| link.header.index)
+        .ok_or_else(|| NetworkError::Unknown(interface.card.clone()))
+}
+
+async fn bring_up(handle: &Handle, index: u32, interface: &Interface) -> Result<(), NetworkError> {
+    let name = &interface.name;
+    let change = LinkUnspec::new_with_index(index)
+        .name(name)
+        .address(hardware_address(&interface.mac)?)
+        .mtu(interface.mtu);
+    let change = handle.link().set(change.build()).execute();
+    change.await.map_err(kernel(&format!("set up {name}")))?;
+    // The host has the link-local address, too, and says which: this kernel makes none up.
+    let own = format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode");
+    if let Err(error) = std::fs::write(&own, "1") {
+        log::warn!("{own}: {error}");
+    }
+    let up = LinkUnspec::new_with_index(index).up();
+    let up = handle.link().set(up.build()).execute();
+    up.await.map_err(kernel(&format!("bring {name} up")))?;
+    for address in &interface.addresses {
+        let (ip, length) = prefix(address)?;
+        let mut request = handle.address().add(index, ip, length).replace();
+        // The host's interface has the address: nobody else does, and nothing is to be waited for.
+        if ip.is_ipv6() {
+            let flags = AddressAttribute::Flags(AddressFlags::Nodad);
+            request.message_mut().attributes.push(flags);
+        }
+        let added = request.execute().await;
+        added.map_err(kernel(&format!("give {name} the address {address}")))?;
+    }
+    Ok(())
+}
+
+async fn add_route(handle: &Handle, index: u32, route: &Route) -> Result<(), NetworkError> {
+    let (destination, length) = prefix(&route.destination)?;
+    let gateway = optional_ip(&route.gateway)?;
+    let source = optional_ip(&route.source)?;
+    let message = match (destination, gateway, source) {
+        (IpAddr::V4(to), None | Some(IpAddr::V4(_)), None | Some(IpAddr::V4(_))) => {
+            let mut builder = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(to, length)
+                .output_interface(index);
+            if let Some(IpAddr::V4(gateway)) = gateway {
+                builder = builder.gateway(gateway);
+            } else {
+                builder = builder.scope(rtnetlink::packet_route::route::RouteScope::Link);
+            }
+            if let Some(IpAddr::V4(source)) = source {
+                builder = builder.pref_source(source);
+            }
+            with_metric(builder.build(), route.metric)
+        }
+        (IpAddr::V6(to), None | Some(IpAddr::V6(_)), None | Some(IpAddr::V6(_))) => {
+            let mut builder = RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(to, length)
+                .output_interface(index);
+            if let Some(IpAddr::V6(gateway)) = gateway {
+                builder = builder.gateway(gateway);
+            }
+            if let Some(IpAddr::V6(source)) = source {
+                builder = builder.pref_source(source);
+            }
+            with_metric(builder.build(), route.metric)
+        }
+        _ => {
+            return Err(NetworkError::Text(
+                route.gateway.clone(),
+                "gateway of this route",
+            ));
+        }
+    };
+    let added = handle.route().add(message).replace().execute().await;
+    added.map_err(kernel(&format!("add the route to {}", route.destination)))
+}
+
+fn with_metric(mut message: RouteMessage, metric: u32) -> RouteMessage {
+    if metric != 0 {
+        let attribute = rtnetlink::packet_route::route::RouteAttribute::Priority(metric);
+        message.attributes.push(attribute);
+    }
+    message
+}
+
+async fn add_neighbour(
+    handle: &Handle,
+    index: u32,
+    neighbour: &Neighbour,
+) -> Result<(), NetworkError> {
+    let ip = self::ip(&neighbour.address)?;
+    let mac = hardware_address(&neighbour.mac)?;
+    let added = handle.neighbours().add(index, ip).link_layer_address(&mac);
+    let added = added.replace().execute().await;
+    added.map_err(kernel(&format!("add the neighbour {ip}")))
+}
+
+fn kernel(what: &str) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
+    let what = what.to_owned();
+    |source| NetworkError::Kernel { what, source }
+}
+
+fn ip(text: &str) -> Result<IpAddr, NetworkError> {
+    let parsed: Result<IpAddr, AddrParseError> = text.parse();
+    parsed.map_err(|_| NetworkError::Text(text.to_owned(), "IP address"))
+}
+
+fn optional_ip(text: &str) -> Result<Option<IpAddr>, NetworkError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    ip(text).map(Some)
+}
+
+/// `ADDRESS/LENGTH`.
+fn prefix(text: &str) -> Result<(IpAddr, u8), NetworkError> {
+    let wrong = || NetworkError::Text(text.to_owned(), "IP address with a prefix length");
+    let (address, length) = text.split_once('/').ok_or_else(wrong)?;
+    let address = ip(address)?;
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    match length.parse() {
+        Ok(length) if length <= most => Ok((address, length)),
+        _ => Err(wrong()),
+    }
+}
+
+fn hardware_address(text: &str) -> Result<Vec<u8>, NetworkError> {
+    let bytes: Result<Vec<u8>, ParseIntError> = text
+        .split(':')
+        .map(|byte| u8::from_str_radix(byte, 16))
+        .collect();
+    match bytes {
+        Ok(bytes) if bytes.len() == 6 => Ok(bytes),
+        _ => Err(NetworkError::Text(text.to_owned(), "Ethernet address")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_are_read_and_checked() {
+        let read = |text| prefix(text).unwrap();
+        assert_eq!(
+            read("192.0.2.2/24"),
+            (Ipv4Addr::new(192, 0, 2, 2).into(), 24)
+        );
+        assert_eq!(read("::/0"), (Ipv6Addr::UNSPECIFIED.into(), 0));
+        for bad in [
+            "192.0.2.2",
+            "192.0.2.2/33",
+            "192.0.2/24",
+            "::/129",
+            "::/-1",
+            "",
+        ] {
+            assert!(prefix(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn hardware_addresses_are_read_and_checked() {
+        assert_eq!(
+            hardware_address("02:68:75:6c:6c:00").unwrap(),
+            b"\x02hull\0"
+        );
+        for bad in ["02:68:75:6c:6c", "02:68:75:6c:6c:100", "x", ""] {
+            assert!(hardware_address(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! What the namespace's network is: its Ethernet interfaces, and what belongs to them.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use agent_protocol as agent;
+use futures::{Stream, TryStreamExt};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
+};
+use rtnetlink::{Handle, RouteMessageBuilder};
+use vmm_control::MacAddress;
+
+use super::{NetworkError, card};
+
+/// An Ethernet interface that is up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Interface {
+    /// Number in its namespace.
+    pub(super) index: u32,
+    /// Name in its namespace, and in the guest.
+    pub(super) name: String,
+    mac: MacAddress,
+    mtu: u32,
+    addresses: Vec<(IpAddr, u8)>,
+}
+
+impl Interface {
+    /// Its MTU in bytes.
+    pub(super) fn mtu(&self) -> u32 {
+        self.mtu
+    }
+}
+
+/// A namespace's network.
+#[derive(Debug, Default)]
+pub(super) struct Network {
+    pub(super) interfaces: Vec<Interface>,
+    routes: Vec<agent::Route>,
+    neighbours: Vec<agent::Neighbour>,
+}
+
+/// Asks the kernel of this thread's namespace.
+pub(super) async fn inspect(handle: &Handle) -> Result<Network, NetworkError> {
+    let links = all("list network interfaces", handle.link().get().execute()).await?;
+    let mut interfaces: Vec<_> = links.iter().filter_map(interface).collect();
+    interfaces.sort_by_key(|interface| interface.index);
+    for message in all("list addresses", handle.address().get().execute()).await? {
+        let index = message.header.index;
+        if let Some(interface) = interfaces.iter_mut().find(|it| it.index == index) {
+            interface.addresses.extend(address(&message));
+        }
+    }
+    let names: HashMap<u32, String> = (interfaces.iter())
+        .map(|interface| (interface.index, interface.name.clone()))
+        .collect();
+    let v4 = handle
+        .route()
+        .get(RouteMessageBuilder::<Ipv4Addr>::new().build());
+    let v6 = handle
+        .route()
+        .get(RouteMessageBuilder::<Ipv6Addr>::new().build());
+    let mut messages = all("list routes", v4.execute()).await?;
+    messages.extend(all("list routes", v6.execute()).await?);
+    let neighbours = all("list neighbours", handle.neighbours().get().execute()).await?;
+    Ok(Network {
+        routes: messages.iter().filter_map(|it| route(it, &names)).collect(),
+        neighbours: (neighbours.iter())
+            .filter_map(|it| neighbour(it, &names))
+            .collect(),
+        interfaces,
+    })
+}
+
+impl Network {
+    /// The same for the agent: the interfaces in the order of the cards.
+    pub(super) fn configuration(&self) -> agent::NetworkRequest {
+        let interface = |(number, of): (usize, &Interface)| agent::Interface {
+            card: card(number).to_string(),
+            name: of.name.clone(),
+            mac: of.mac.to_string(),
+            mtu: of.mtu,
+            addresses: (of.addresses.iter())
+                .map(|(ip, length)| format!("{ip}/{length}"))
+                .collect(),
+            ..Default::default()
+        };
+        agent::NetworkRequest {
+            interfaces: self.interfaces.iter().enumerate().map(interface).collect(),
+            routes: self.routes.clone(),
+            neighbours: self.neighbours.clone(),
+            ..Default::default()
+        }
+    }
+}
+
+async fn all<T>(
+    what: &str,
+    messages: impl Stream<Item = Result<T, rtnetlink::Error>>,
+) -> Result<Vec<T>, NetworkError> {
+    let collected: Result<Vec<T>, _> = messages.try_collect().await;
+    collected.map_err(|source| NetworkError::Netlink {
+        what: what.to_owned(),
+        source,
+    })
+}
+
+fn interface(link: &LinkMessage) -> Option<Interface> {
+    let ethernet = link.header.link_layer_type == LinkLayerType::Ether;
+    if !ethernet || !link.header.flags.contains(LinkFlags::Up) {
+        return None;
+    }
+    let mut found = Interface {
+        index: link.header.index,
+        name: String::new(),
+        mac: MacAddress([0; 6]),
+        mtu: 1500,
+        addresses: Vec::new(),
+    };
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => found.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => found.mtu = *mtu,
+            LinkAttribute::Address(mac) => {
+                found.mac = MacAddress(mac.as_slice().try_into().ok()?);
+            }
+            _ => {}
+        }
+    }
+    (!found.name.is_empty()).then_some(found)
+}
+
+fn address(message: &AddressMessage) -> Option<(IpAddr, u8)> {
+    // On a point-to-point link `Address` is the peer's.
+    let local = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Local(ip) => Some(*ip),
+            _ => None,
+        });
+    let any = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        });
+    Some((local.or(any)?, message.header.prefix_len))
+}
+
+/// A route of the main table that somebody has made: those that the kernel makes for an address it
+/// makes in the guest, too.
+fn route(message: &RouteMessage, names: &HashMap<u32, String>) -> Option<agent::Route> {
+    let header = &message.header;
+    if header.table != RouteHeader::RT_TABLE_MAIN
+        || header.kind != RouteType::Unicast
+        || header.protocol == RouteProtocol::Kernel
+    {
+        return None;
+    }
+    let mut route = agent::Route::new();
+    let mut destination = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => route.interface.clone_from(names.get(index)?),
+            RouteAttribute::Destination(address) => destination = ip(address),
+            RouteAttribute::Gateway(address) => route.gateway = ip(address)?.to_string(),
+            RouteAttribute::PrefSource(address) => route.source = ip(address)?.to_string(),
+            RouteAttribute::Priority(metric) => route.metric = *metric,
+            _ => {}
+        }
+    }
+    let any = match header.address_family {
+        rtnetlink::packet_route::AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        _ => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let length = header.destination_prefix_length;
+    route.destination = format!("{}/{length}", destination.unwrap_or(any));
+    (!route.interface.is_empty()).then_some(route)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some((*ip).into()),
+        RouteAddress::Inet6(ip) => Some((*ip).into()),
+        _ => None,
+    }
+}
+
+/// An entry that somebody has made; the others the guest finds out.
+fn neighbour(message: &NeighbourMessage, names: &HashMap<u32, String>) -> Option<agent::Neighbour> {
+    if message.header.state != NeighbourState::Permanent {
+        return None;
+    }
+    let mut neighbour = agent::Neighbour {
+        interface: names.get(&message.header.ifindex)?.clone(),
+        ..Default::default()
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
+                neighbour.address = ip.to_string();
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => {
+                neighbour.address = ip.to_string();
+            }
+            NeighbourAttribute::LinkLayerAddress(mac) => {
+                neighbour.mac = MacAddress(mac.as_slice().try_into().ok()?).to_string();
+            }
+            _ => {}
+        }
+    }
+    (!neighbour.address.is_empty() && !neighbour.mac.is_empty()).then_some(neighbour)
+}

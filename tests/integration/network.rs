@@ -1,0 +1,154 @@
+//! The network that an engine has made for a container, in a namespace given by its path.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+
+use hull_tests::{Finished, Host, command, wait};
+
+/// A namespace with one end of a veth pair, as CNI's bridge plugin would make it; the host has the
+/// other. Gone when dropped.
+struct Namespace(&'static str);
+
+impl Namespace {
+    fn with_veth(name: &'static str) -> Self {
+        let namespace = Self(name);
+        for words in [
+            &format!("netns add {name}")[..],
+            "link add hosts-end type veth peer name eth7",
+            &format!("link set eth7 address 02:00:5e:10:00:07 mtu 1400 netns {name}"),
+            "addr add 192.0.2.1/24 dev hosts-end",
+            "addr add 2001:db8::1/64 dev hosts-end nodad",
+            "link set hosts-end mtu 1400 up",
+            &format!("-n {name} addr add 192.0.2.7/24 dev eth7"),
+            &format!("-n {name} addr add 2001:db8::7/64 dev eth7 nodad"),
+            &format!("-n {name} link set eth7 up"),
+            &format!("-n {name} route add default via 192.0.2.1"),
+            &format!("-n {name} route add 198.51.100.0/24 dev eth7 metric 50"),
+            &format!("-n {name} -6 route add default via 2001:db8::1"),
+            &format!(
+                "-n {name} neigh add 192.0.2.99 lladdr 02:00:5e:10:00:99 dev eth7 nud permanent"
+            ),
+        ] {
+            ip(words);
+        }
+        namespace
+    }
+
+    /// The option of `ctr run` that puts a container here.
+    fn option(&self) -> String {
+        format!("network:/run/netns/{}", self.0)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        ip(&format!("netns del {}", self.0));
+        // What `ip netns` mounts at its first use, and leaves.
+        let unmounted = command("umount", &["/run/netns"], b"");
+        assert_eq!(unmounted.status, 0, "{unmounted:#?}");
+    }
+}
+
+#[track_caller]
+fn ip(words: &str) -> Finished {
+    let words: Vec<&str> = words.split(' ').collect();
+    let done = command("ip", &words, b"");
+    assert_eq!(done.status, 0, "{done:#?}");
+    done
+}
+
+#[test]
+fn a_container_has_the_interfaces_of_its_namespace() {
+    let host = Host::take();
+    let namespace = Namespace::with_veth("hull-test");
+
+    let script = "ip addr show eth7; ip route; ip -6 route; ip neigh; \
+                  ping -c 1 -W 10 192.0.2.1; ping -c 1 -W 10 2001:db8::1; true";
+    let run = host
+        .container("net")
+        .options(&["--with-ns", &namespace.option()])
+        .run(&["sh", "-c", script]);
+
+    let said = run.output();
+    for expected in [
+        "mtu 1400",
+        "02:00:5e:10:00:07",
+        "inet 192.0.2.7/24",
+        "inet6 2001:db8::7/64",
+        "default via 192.0.2.1 dev eth7",
+        "198.51.100.0/24 dev eth7 scope link  metric 50",
+        "default via 2001:db8::1 dev eth7",
+        "192.0.2.99 dev eth7 lladdr 02:00:5e:10:00:99",
+    ] {
+        assert!(said.contains(expected), "no {expected:?} in: {said}");
+    }
+    assert_eq!(said.matches("1 packets received").count(), 2, "{said}");
+    // The namespace is as it was: its own interface works again, and nothing of Hull's is in it.
+    let left = ip("-n hull-test link").stdout + &command_in(&namespace, "tc qdisc").stdout;
+    assert!(
+        !left.contains("hull0") && !left.contains("ingress"),
+        "{left}"
+    );
+    assert_eq!(
+        command_in(&namespace, "ping -c 1 -W 10 192.0.2.1").status,
+        0
+    );
+}
+
+fn command_in(namespace: &Namespace, words: &str) -> Finished {
+    let words = format!("netns exec {} {words}", namespace.0);
+    let words: Vec<&str> = words.split(' ').collect();
+    command("ip", &words, b"")
+}
+
+#[test]
+fn a_namespace_serves_one_container_after_another() {
+    let host = Host::take();
+    let namespace = Namespace::with_veth("hull-test");
+    let listener = TcpListener::bind("192.0.2.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+
+    for name in ["first", "second"] {
+        let served = thread::scope(|scope| {
+            let server = scope.spawn(|| {
+                let (mut stream, peer) = listener.accept().unwrap();
+                stream.write_all(&vec![b'x'; 1 << 20]).unwrap();
+                peer.ip().to_string()
+            });
+            let run = host
+                .container(name)
+                .options(&["--with-ns", &namespace.option()])
+                .run(&[
+                    "sh",
+                    "-c",
+                    &format!("nc 192.0.2.1 {port} </dev/null | wc -c"),
+                ]);
+            assert_eq!(run.output(), "1048576", "{run:?}");
+            server.join().unwrap()
+        });
+        assert_eq!(served, "192.0.2.7");
+    }
+}
+
+#[test]
+fn the_host_reaches_a_container_at_its_address() {
+    let host = Host::take();
+    let namespace = Namespace::with_veth("hull-test");
+    let container = host
+        .container("served")
+        .options(&["--with-ns", &namespace.option()])
+        .start(&["nc", "-ll", "-p", "80", "-e", "hostname"]);
+
+    let answer = wait::until("the container answers", || {
+        let mut stream = TcpStream::connect("192.0.2.7:80").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    });
+
+    assert!(!answer.trim().is_empty());
+    container.kill("SIGKILL");
+    container.wait_until_stopped();
+    container.remove();
+}
