@@ -12,6 +12,8 @@ use oci_spec::runtime::{
     Process, Spec,
 };
 
+use crate::hooks::Hooks;
+
 /// Larger configurations are not read: containerd's are a few KiB.
 const MAX_CONFIG: u64 = 16 << 20;
 
@@ -51,6 +53,16 @@ pub struct Unsupported {
     reason: &'static str,
 }
 
+impl Unsupported {
+    /// The configuration's `field` cannot be honoured.
+    pub(crate) fn new(field: &str, reason: &'static str) -> Self {
+        Self {
+            field: field.to_owned(),
+            reason,
+        }
+    }
+}
+
 /// Something of the host's that the guest mounts.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Volume {
@@ -71,6 +83,8 @@ pub struct Guest {
     pub volumes: Vec<Volume>,
     /// The namespace of the host that the machine's network is, if it exists already.
     pub network_namespace: Option<PathBuf>,
+    /// What runs on the host.
+    pub hooks: Hooks,
 }
 
 /// Reads `config.json` of the bundle.
@@ -116,11 +130,7 @@ pub fn host_root(spec: &Spec, bundle: &Path, mounted: bool) -> PathBuf {
 /// The first field that cannot be honoured.
 pub fn translate(mut spec: Spec, id: &str, share: &Path) -> Result<Guest, Unsupported> {
     let base = share.join(id);
-    if let Some(hooks) = spec.hooks()
-        && *hooks != oci_spec::runtime::Hooks::default()
-    {
-        return unsupported("hooks", "neither host nor guest runs them yet");
-    }
+    let hooks = Hooks::take(&mut spec)?;
     if let Some(root) = spec.root_mut() {
         root.set_path(base.join("rootfs"));
     }
@@ -167,6 +177,7 @@ pub fn translate(mut spec: Spec, id: &str, share: &Path) -> Result<Guest, Unsupp
         spec,
         volumes,
         network_namespace,
+        hooks,
     })
 }
 
@@ -308,10 +319,7 @@ fn check_device(device: &LinuxDevice) -> Result<(), Unsupported> {
 }
 
 fn unsupported<T>(field: &str, reason: &'static str) -> Result<T, Unsupported> {
-    Err(Unsupported {
-        field: field.to_owned(),
-        reason,
-    })
+    Err(Unsupported::new(field, reason))
 }
 
 #[cfg(test)]
@@ -411,8 +419,8 @@ mod tests {
         let linux = |inner: Value| json!({ "linux": inner });
         for (change, field) in [
             (
-                json!({ "hooks": { "prestart": [ { "path": "/bin/x" } ] } }),
-                "hooks",
+                json!({ "hooks": { "createContainer": [ { "path": "/bin/x" } ] } }),
+                "hooks.createContainer",
             ),
             (
                 linux(json!({ "namespaces": [ { "type": "user" } ] })),

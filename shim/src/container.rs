@@ -15,6 +15,7 @@ use std::time::SystemTime;
 use tokio::sync::{Mutex, watch};
 
 use crate::error::TaskError;
+use crate::hooks::{Hooks, Subject};
 use crate::state_dir::StateDir;
 use crate::stdio::{Paths, Streams};
 
@@ -149,6 +150,8 @@ pub struct Container {
     execs: HashMap<String, Arc<Process>>,
     /// Whether it stands still.
     pub paused: bool,
+    /// What runs on the host when it is started, and when it is gone.
+    pub hooks: Hooks,
 }
 
 impl Container {
@@ -162,6 +165,17 @@ impl Container {
             init: Arc::new(init),
             execs: HashMap::new(),
             paused: false,
+            hooks: Hooks::default(),
+        }
+    }
+
+    /// What its hooks are told of it.
+    #[must_use]
+    pub fn subject(&self) -> Subject {
+        Subject {
+            id: self.id.clone(),
+            bundle: self.bundle.clone(),
+            pid: self.init.pid(),
         }
     }
 

@@ -16,6 +16,7 @@ pub mod container;
 pub mod error;
 pub mod events;
 pub mod fs_daemon;
+pub mod hooks;
 pub mod log_lines;
 pub mod network;
 pub mod port_forward;

@@ -8,6 +8,8 @@ mod errors;
 mod events;
 /// Ports of the host that lead into a container.
 mod forward;
+/// Hooks of the OCI configuration.
+mod hooks;
 /// Containers that stay: exec, look inside, signal, remove.
 mod lifecycle;
 /// The network of a namespace given by its path.

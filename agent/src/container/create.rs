@@ -36,6 +36,9 @@ pub(super) const CONSOLES: &str = "/run/hull/consoles";
 /// How long a failed process may take to leave its last words.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// What libcontainer says when a startContainer hook fails.
+const HOOKS_FAILED: &str = "failed to run start container hooks";
+
 /// Why a process could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
@@ -122,10 +125,15 @@ impl Report {
     /// `Launch` with the reason.
     pub async fn outcome(mut self) -> Result<(), CreateError> {
         let words = read(&mut self.words).await.map_err(CreateError::Pipe)?;
-        if words.is_empty() {
-            Ok(())
-        } else {
-            Err(CreateError::Launch(words))
+        if !words.is_empty() {
+            return Err(CreateError::Launch(words));
+        }
+        // Between the launcher's two parts libcontainer runs the startContainer hooks.
+        let diary = tokio::time::timeout(LAST_WORDS, read(&mut self.diary)).await;
+        let diary = diary.ok().and_then(Result::ok).unwrap_or_default();
+        match diary.lines().find(|line| line.starts_with(HOOKS_FAILED)) {
+            Some(line) => Err(CreateError::Launch(line.to_owned())),
+            None => Ok(()),
         }
     }
 

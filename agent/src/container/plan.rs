@@ -132,15 +132,7 @@ pub fn container(id: &str, config: &[u8], terminal: bool) -> Result<Plan, PlanEr
     {
         return Err(PlanError::Unsupported("a user namespace"));
     }
-    if spec
-        .hooks()
-        .as_ref()
-        .is_some_and(|hooks| *hooks != Hooks::default())
-    {
-        return Err(PlanError::Unsupported(
-            "hooks (they are programs of the host)",
-        ));
-    }
+    let hooks = spec.hooks().as_ref().map(guest_hooks).transpose()?;
     check_process(&process, terminal)?;
     let seccomp = linux.seccomp().clone();
     if let Some(profile) = &seccomp {
@@ -153,7 +145,7 @@ pub fn container(id: &str, config: &[u8], terminal: bool) -> Result<Plan, PlanEr
     linux
         .set_seccomp(None)
         .set_cgroups_path(Some(cgroup_path(id)));
-    spec.set_hooks(None)
+    spec.set_hooks(hooks)
         .set_linux(Some(linux))
         .set_process(Some(without_launch(&process)));
     Ok(Plan {
@@ -189,6 +181,19 @@ pub fn exec(
             create_cwd: false,
         },
     })
+}
+
+/// Lets `startContainer` through: its program is the container's. The others are the host's.
+fn guest_hooks(hooks: &Hooks) -> Result<Hooks, PlanError> {
+    let mut own = Hooks::default();
+    own.set_start_container(hooks.start_container().clone());
+    if *hooks == own {
+        Ok(own)
+    } else {
+        Err(PlanError::Unsupported(
+            "hooks other than startContainer (they are programs of the host)",
+        ))
+    }
 }
 
 fn check_process(process: &Process, terminal: bool) -> Result<(), PlanError> {

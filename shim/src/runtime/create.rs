@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::container::{Container, Process};
 use crate::error::{TaskError, chain};
 use crate::events::TaskEvent;
+use crate::hooks::Subject;
 use crate::port_forward::Bound;
 use crate::rootfs;
 use crate::sandbox::{Plan, Sandbox};
@@ -114,7 +115,8 @@ impl Runtime {
         })?;
         match create_in(&sandbox, request, &guest).await {
             Ok(init) => {
-                let container = Container::new(&request.id, bundle, state, init);
+                let mut container = Container::new(&request.id, bundle, state, init);
+                container.hooks = guest.hooks;
                 Ok((sandbox, container, bound))
             }
             Err(error) => {
@@ -133,6 +135,13 @@ async fn create_in(
     request: &CreateTaskRequest,
     guest: &Guest,
 ) -> Result<Process> {
+    let subject = Subject {
+        id: request.id.clone(),
+        bundle: request.bundle.clone().into(),
+        pid: sandbox.pid(),
+    };
+    let hooked = guest.hooks.created(&subject).await;
+    hooked.map_err(|e| TaskError::failed(&e))?;
     let paths = Paths {
         stdin: request.stdin.clone(),
         stdout: request.stdout.clone(),

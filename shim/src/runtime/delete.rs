@@ -77,11 +77,15 @@ impl Runtime {
             let ended = sandbox.shut_down().await;
             ended.map_err(|e| TaskError::failed(&e))?;
         }
-        let (state, bundle) = {
+        let (state, bundle, hooks, subject) = {
             let mut slot = self.slot();
             let container = slot.container(id)?;
-            (container.state.clone(), container.bundle.clone())
+            // A Delete that has to be asked again runs them once.
+            let hooks = std::mem::take(&mut container.hooks);
+            let (state, bundle) = (container.state.clone(), container.bundle.clone());
+            (state, bundle, hooks, container.subject())
         };
+        hooks.stopped(&subject).await;
         // What a Delete before this one may have failed to remove, and the bundle's mounts.
         cleanup::clean_up(&state, &bundle).map_err(|e| TaskError::failed(&e))?;
         *self.slot() = Slot::Empty;

@@ -39,6 +39,9 @@ use crate::stdio::{self, Paths};
 /// How long the agent may take to answer. It is the guest's, so that nothing may hang on it.
 const AGENT_PATIENCE: Duration = Duration::from_secs(60);
 
+/// signal(7).
+const SIGKILL: u32 = 9;
+
 type Result<T> = std::result::Result<T, TaskError>;
 
 /// The container of one shim, and what is done with it.
@@ -148,6 +151,23 @@ impl Runtime {
                 pid: started.pid,
                 ..Default::default()
             }));
+            return Ok(process.pid());
+        }
+        let (hooks, subject) = {
+            let mut slot = self.slot();
+            let container = slot.container(id)?;
+            (container.hooks.clone(), container.subject())
+        };
+        if let Err(e) = hooks.started(&subject).await {
+            // As with runc: the container does not go on without what the hook was to do.
+            let all = agent::SignalRequest {
+                process: MessageField::some(process_id(id, "")),
+                signal: SIGKILL,
+                all: true,
+                ..Default::default()
+            };
+            agent.signal(patience(), &all).await?;
+            return Err(TaskError::failed(&e));
         }
         Ok(process.pid())
     }
