@@ -5,23 +5,26 @@
 //!                        └───────────────── killed ─────────────────▲
 //! exec             Registered ──start──▶ Starting ──▶ Running ──▶ Exited
 //! ```
-//! Every transition is made here, under the table's lock, which is never held while waiting; a
-//! process that ended is `Exited` whatever was under way. `create` and `exec` do the work.
+//! Every transition is made here, in `start` or in `ends`, under the table's lock, which is never
+//! held while waiting; a process that ended is `Exited` whatever was under way. `create` and `exec`
+//! do the work.
 
 pub mod create;
 pub mod devices;
 pub mod diary;
+mod ends;
 pub mod error;
 pub mod exec;
 pub mod launch;
 pub mod plan;
+mod start;
 mod state;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
-use agent_protocol::{Event, Exit as ExitEvent, Oom, ProcessId, event};
+use agent_protocol::ProcessId;
 use libcgroups::common::{CgroupManager, ControllerOpt};
 use libcgroups::v2::manager::Manager;
 use oci_spec::runtime::{LinuxResources, LinuxSeccomp};
@@ -30,13 +33,13 @@ use tokio::sync::Notify;
 use self::create::Created;
 use self::error::ContainerError;
 use self::state::{Container, Process};
-use crate::cgroup::{self, OomWatch};
+use crate::cgroup;
 use crate::error_chain;
 use crate::events::Events;
 use crate::host::Host;
 use crate::operation;
-use crate::reaper::{Exit, Reaper};
-use crate::stdio::{Ports, Terminal};
+use crate::reaper::Reaper;
+use crate::stdio::Ports;
 use crate::sys;
 
 /// How long processes that were killed may take to end.
@@ -119,18 +122,6 @@ impl Containers {
             container.execs.insert(id.exec_id.clone(), registered);
             Ok(())
         })
-    }
-
-    /// Starts an init or a registered process; returns its process id.
-    ///
-    /// # Errors
-    /// `NoContainer`, `NoExec`, `State`, `Paused`, `Create`.
-    pub async fn start(&self, id: &ProcessId) -> Result<i32, ContainerError> {
-        if id.exec_id.is_empty() {
-            self.start_init(id).await
-        } else {
-            self.start_exec(id).await
-        }
     }
 
     /// Sends a signal to one process.
@@ -315,22 +306,6 @@ impl Containers {
         Ok(updated.await?)
     }
 
-    /// Kills every process of every container and waits for their ends.
-    ///
-    /// # Errors
-    /// `Undead`; what can be killed was.
-    pub async fn kill_all(&self) -> Result<(), ContainerError> {
-        for (id, container) in &*self.table() {
-            if container.is_alive()
-                && let Err(error) = container.cgroup.kill()
-            {
-                log::error!("kill container {id}: {}", error_chain(&error));
-            }
-        }
-        self.until_all_ended(|table| !table.values().any(Container::is_alive))
-            .await
-    }
-
     fn reserve(&self, id: &str, seccomp: Option<LinuxSeccomp>) -> Result<(), ContainerError> {
         let mut table = self.table();
         if table.contains_key(id) {
@@ -350,7 +325,7 @@ impl Containers {
             report,
             terminal,
         } = created;
-        fit(terminal.as_ref(), launch);
+        start::fit(terminal.as_ref(), launch);
         let mut table = self.table();
         // `delete` leaves a container alone while it is being created.
         let container = table.get_mut(id).expect("reserved by `create`");
@@ -369,174 +344,6 @@ impl Containers {
         };
         tokio::spawn(self.clone().end_with(id, pid, exit));
         pid
-    }
-
-    async fn start_init(&self, id: &ProcessId) -> Result<i32, ContainerError> {
-        let (pid, report) = self.with(&id.container_id, |container| {
-            match std::mem::replace(&mut container.init, Process::Exited) {
-                Process::Created {
-                    pid,
-                    report,
-                    terminal,
-                } => {
-                    container.init = Process::Starting {
-                        pid: Some(pid),
-                        terminal,
-                    };
-                    Ok((pid, report))
-                }
-                other => {
-                    let state = other.state();
-                    container.init = other;
-                    Err(ContainerError::State {
-                        action: "start",
-                        state,
-                    })
-                }
-            }
-        })?;
-        let started = create::start(&self.inner.reaper, &id.container_id, report).await;
-        if started.is_err() {
-            // It ends by itself, unless it was the request to start it that failed.
-            let _ = self.signal(id, libc::SIGKILL);
-        }
-        started?;
-        self.running(id, pid);
-        Ok(pid)
-    }
-
-    async fn start_exec(&self, id: &ProcessId) -> Result<i32, ContainerError> {
-        let action = "start";
-        let registered = self.with(&id.container_id, |container| {
-            if container.paused {
-                let action = "start a process in";
-                return Err(ContainerError::Paused { action });
-            }
-            if !matches!(container.init, Process::Running { .. }) {
-                let state = container.init.state();
-                return Err(ContainerError::State {
-                    action: "start a process beside",
-                    state,
-                });
-            }
-            let process = container.process(id)?;
-            let starting = Process::Starting {
-                pid: None,
-                terminal: None,
-            };
-            match std::mem::replace(process, starting) {
-                Process::Registered(registered) => Ok(registered),
-                other => {
-                    let state = other.state();
-                    *process = other;
-                    Err(ContainerError::State { action, state })
-                }
-            }
-        })?;
-        let (plan, ports) = *registered;
-        let inner = &self.inner;
-        let started = exec::start(&inner.reaper, inner.host, &id.container_id, &plan, ports).await;
-        let started = match started {
-            Ok(started) => started,
-            Err(error) => {
-                self.exited(id);
-                return Err(error.into());
-            }
-        };
-        fit(started.terminal.as_ref(), &plan.launch);
-        let _ = self.with(&id.container_id, |container| {
-            let (pid, terminal) = (Some(started.pid), started.terminal);
-            *container.process(id)? = Process::Starting { pid, terminal };
-            Ok(())
-        });
-        self.running(id, started.pid);
-        tokio::spawn(self.clone().end_with(id.clone(), started.pid, started.exit));
-        Ok(started.pid)
-    }
-
-    /// `Starting` → `Running`; a process that has ended meanwhile stays so.
-    fn running(&self, id: &ProcessId, pid: i32) {
-        let _ = self.with(&id.container_id, |container| {
-            let process = container.process(id)?;
-            if let Process::Starting { terminal, .. } = process {
-                let terminal = terminal.take();
-                *process = Process::Running { pid, terminal };
-            }
-            Ok(())
-        });
-    }
-
-    fn exited(&self, id: &ProcessId) {
-        let _ = self.with(&id.container_id, |container| {
-            *container.process(id)? = Process::Exited;
-            Ok(())
-        });
-        self.inner.ended.notify_waiters();
-    }
-
-    /// Waits for a process's end and tells it; the end of an init is the end of its container.
-    async fn end_with(self, id: ProcessId, pid: i32, exit: tokio::sync::oneshot::Receiver<Exit>) {
-        let Ok(exit) = exit.await else {
-            return log::error!(
-                "nobody reaps process {pid} of container {:?}",
-                id.container_id
-            );
-        };
-        let killed_for_memory = self.with(&id.container_id, |container| {
-            if id.exec_id.is_empty()
-                && let Err(error) = container.cgroup.kill()
-            {
-                log::error!("container {:?}: {}", id.container_id, error_chain(&error));
-            }
-            Ok(container.oom.new_kills())
-        });
-        if killed_for_memory.unwrap_or(false) {
-            self.publish_oom(&id.container_id);
-        }
-        self.exited(&id);
-        self.inner.events.publish(exit_event(id, pid, exit));
-    }
-
-    async fn tell_ooms(self, container_id: String, watch: Arc<OomWatch>) {
-        loop {
-            match watch.killed().await {
-                Ok(()) => self.publish_oom(&container_id),
-                Err(error) => {
-                    return log::debug!("memory events of container {container_id:?}: {error}");
-                }
-            }
-        }
-    }
-
-    fn publish_oom(&self, container_id: &str) {
-        self.inner.events.publish(Event {
-            what: Some(event::What::Oom(Oom {
-                container_id: container_id.to_owned(),
-                ..Oom::default()
-            })),
-            ..Event::default()
-        });
-    }
-
-    /// Waits, with patience, for ends that are under way.
-    async fn until_all_ended(
-        &self,
-        all_ended: impl Fn(&HashMap<String, Container>) -> bool,
-    ) -> Result<(), ContainerError> {
-        let wait = async {
-            loop {
-                // Registered before the look, so that no end is missed between the two.
-                let ended = self.inner.ended.notified();
-                tokio::pin!(ended);
-                ended.as_mut().enable();
-                if all_ended(&self.table()) {
-                    return;
-                }
-                ended.await;
-            }
-        };
-        let waited = tokio::time::timeout(PATIENCE, wait).await;
-        waited.map_err(|_| ContainerError::Undead(PATIENCE))
     }
 
     fn with<T>(
@@ -559,17 +366,6 @@ impl Containers {
     }
 }
 
-/// Gives a terminal the size that the configuration asks for.
-fn fit(terminal: Option<&Terminal>, launch: &plan::LaunchPlan) {
-    if let Some(terminal) = terminal
-        && let Some(size) = launch.process.console_size()
-        && let (Ok(width), Ok(height)) = (size.width().try_into(), size.height().try_into())
-        && let Err(error) = terminal.resize(width, height)
-    {
-        log::warn!("set the terminal's size: {error}");
-    }
-}
-
 fn kill(pid: i32, signal: i32) -> Result<(), ContainerError> {
     sys::kill(pid, signal).map_err(|source| match source.raw_os_error() {
         Some(libc::ESRCH) => ContainerError::Finished,
@@ -578,19 +374,4 @@ fn kill(pid: i32, signal: i32) -> Result<(), ContainerError> {
             source,
         },
     })
-}
-
-fn exit_event(id: ProcessId, pid: i32, exit: Exit) -> Event {
-    let at = exit.at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let exit = ExitEvent {
-        process: Some(id).into(),
-        pid: u32::try_from(pid).expect("process ids are positive"),
-        status: exit.status,
-        exited_at_ns: i64::try_from(at.as_nanos()).unwrap_or(i64::MAX),
-        ..ExitEvent::default()
-    };
-    Event {
-        what: Some(event::What::Exit(exit)),
-        ..Event::default()
-    }
 }

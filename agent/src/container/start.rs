@@ -1,0 +1,130 @@
+//! From a process that is set up to one whose program runs.
+
+use agent_protocol::ProcessId;
+
+use super::Containers;
+use super::error::ContainerError;
+use super::plan;
+use super::state::Process;
+use super::{create, exec};
+use crate::stdio::Terminal;
+
+impl Containers {
+    /// Starts an init or a registered process; returns its process id.
+    ///
+    /// # Errors
+    /// `NoContainer`, `NoExec`, `State`, `Paused`, `Create`.
+    pub async fn start(&self, id: &ProcessId) -> Result<i32, ContainerError> {
+        if id.exec_id.is_empty() {
+            self.start_init(id).await
+        } else {
+            self.start_exec(id).await
+        }
+    }
+
+    async fn start_init(&self, id: &ProcessId) -> Result<i32, ContainerError> {
+        let (pid, report) = self.with(&id.container_id, |container| {
+            match std::mem::replace(&mut container.init, Process::Exited) {
+                Process::Created {
+                    pid,
+                    report,
+                    terminal,
+                } => {
+                    container.init = Process::Starting {
+                        pid: Some(pid),
+                        terminal,
+                    };
+                    Ok((pid, report))
+                }
+                other => {
+                    let state = other.state();
+                    container.init = other;
+                    Err(ContainerError::State {
+                        action: "start",
+                        state,
+                    })
+                }
+            }
+        })?;
+        let started = create::start(&self.inner.reaper, &id.container_id, report).await;
+        if started.is_err() {
+            // It ends by itself, unless it was the request to start it that failed.
+            let _ = self.signal(id, libc::SIGKILL);
+        }
+        started?;
+        self.running(id, pid);
+        Ok(pid)
+    }
+
+    async fn start_exec(&self, id: &ProcessId) -> Result<i32, ContainerError> {
+        let action = "start";
+        let registered = self.with(&id.container_id, |container| {
+            if container.paused {
+                let action = "start a process in";
+                return Err(ContainerError::Paused { action });
+            }
+            if !matches!(container.init, Process::Running { .. }) {
+                let state = container.init.state();
+                return Err(ContainerError::State {
+                    action: "start a process beside",
+                    state,
+                });
+            }
+            let process = container.process(id)?;
+            let starting = Process::Starting {
+                pid: None,
+                terminal: None,
+            };
+            match std::mem::replace(process, starting) {
+                Process::Registered(registered) => Ok(registered),
+                other => {
+                    let state = other.state();
+                    *process = other;
+                    Err(ContainerError::State { action, state })
+                }
+            }
+        })?;
+        let (plan, ports) = *registered;
+        let inner = &self.inner;
+        let started = exec::start(&inner.reaper, inner.host, &id.container_id, &plan, ports).await;
+        let started = match started {
+            Ok(started) => started,
+            Err(error) => {
+                self.exited(id);
+                return Err(error.into());
+            }
+        };
+        fit(started.terminal.as_ref(), &plan.launch);
+        let _ = self.with(&id.container_id, |container| {
+            let (pid, terminal) = (Some(started.pid), started.terminal);
+            *container.process(id)? = Process::Starting { pid, terminal };
+            Ok(())
+        });
+        self.running(id, started.pid);
+        tokio::spawn(self.clone().end_with(id.clone(), started.pid, started.exit));
+        Ok(started.pid)
+    }
+
+    /// `Starting` → `Running`; a process that has ended meanwhile stays so.
+    fn running(&self, id: &ProcessId, pid: i32) {
+        let _ = self.with(&id.container_id, |container| {
+            let process = container.process(id)?;
+            if let Process::Starting { terminal, .. } = process {
+                let terminal = terminal.take();
+                *process = Process::Running { pid, terminal };
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Gives a terminal the size that the configuration asks for.
+pub(super) fn fit(terminal: Option<&Terminal>, launch: &plan::LaunchPlan) {
+    if let Some(terminal) = terminal
+        && let Some(size) = launch.process.console_size()
+        && let (Ok(width), Ok(height)) = (size.width().try_into(), size.height().try_into())
+        && let Err(error) = terminal.resize(width, height)
+    {
+        log::warn!("set the terminal's size: {error}");
+    }
+}
