@@ -136,21 +136,15 @@ fn interface(link: &LinkMessage) -> Option<Interface> {
 }
 
 fn address(message: &AddressMessage) -> Option<(IpAddr, u8)> {
-    // On a point-to-point link `Address` is the peer's.
-    let local = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            AddressAttribute::Local(ip) => Some(*ip),
-            _ => None,
-        });
-    let any = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            AddressAttribute::Address(ip) => Some(*ip),
-            _ => None,
-        });
+    let (mut local, mut any) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            // On a point-to-point link the peer's.
+            AddressAttribute::Address(ip) => any = Some(*ip),
+            _ => {}
+        }
+    }
     Some((local.or(any)?, message.header.prefix_len))
 }
 
