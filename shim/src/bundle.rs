@@ -190,17 +190,19 @@ pub struct Malformed {
     source: serde_json::Error,
 }
 
-/// Translates the `process` object of an added process.
+/// Translates the `process` object of an added process; whether it has a terminal is the request's
+/// to say, as with runc's shim.
 ///
 /// # Errors
 /// When it is none.
-pub fn translate_process(json: &[u8]) -> Result<Vec<u8>, Malformed> {
+pub fn translate_process(json: &[u8], terminal: bool) -> Result<Vec<u8>, Malformed> {
     let malformed = |source| Malformed {
         what: "process",
         source,
     };
     let mut process: Process = serde_json::from_slice(json).map_err(malformed)?;
     drop_labels(&mut process);
+    process.set_terminal(Some(terminal));
     serde_json::to_vec(&process).map_err(malformed)
 }
 
@@ -460,13 +462,14 @@ mod tests {
     }
 
     #[test]
-    fn an_added_process_loses_its_labels_and_nothing_else() {
+    fn an_added_process_loses_its_labels_and_has_the_requests_terminal() {
         let process = json!({ "cwd": "/", "args": ["true"], "user": { "uid": 7, "gid": 7 },
                               "apparmorProfile": "docker-default", "noNewPrivileges": true });
-        let translated = translate_process(process.to_string().as_bytes()).unwrap();
+        let translated = translate_process(process.to_string().as_bytes(), true).unwrap();
         let translated: Value = serde_json::from_slice(&translated).unwrap();
         assert_eq!(translated.get("apparmorProfile"), None);
         assert_eq!(translated["noNewPrivileges"], true);
+        assert_eq!(translated["terminal"], true);
         assert_eq!(translated["user"]["uid"], 7);
     }
 
@@ -474,7 +477,7 @@ mod tests {
     fn objects_of_requests_are_checked() {
         assert!(check_resources(b"{ \"memory\": { \"limit\": 4096 } }").is_ok());
         assert!(check_resources(b"{ \"memory\": 7 }").is_err());
-        assert!(translate_process(b"").is_err());
+        assert!(translate_process(b"", false).is_err());
     }
 
     #[test]

@@ -147,6 +147,8 @@ pub struct Container {
     pub state: StateDir,
     /// Its first process.
     pub init: Arc<Process>,
+    /// Pid of that in the guest.
+    pub init_in_guest: u32,
     execs: HashMap<String, Arc<Process>>,
     /// Whether it stands still.
     pub paused: bool,
@@ -163,6 +165,7 @@ impl Container {
             bundle,
             state,
             init: Arc::new(init),
+            init_in_guest: 0,
             execs: HashMap::new(),
             paused: false,
             hooks: Hooks::default(),

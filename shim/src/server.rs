@@ -55,6 +55,11 @@ async fn start(flags: &Flags) -> anyhow::Result<()> {
         ..options(flags)
     };
     let address = spawn(options, &flags.id, Vec::new()).await?;
+    // containerd 1.7 finds the shim again by this file of the bundle when it has been restarted;
+    // newer ones keep what is printed.
+    std::fs::write(".address", &address)
+        .and_then(|()| std::fs::rename(".address", "address"))
+        .context("write the shim's address into the bundle")?;
     let version = task_version(std::env::var("MAX_SHIM_VERSION").ok().as_deref());
     let answer = serde_json::json!({ "version": version, "address": address, "protocol": "ttrpc" });
     println!("{answer}");

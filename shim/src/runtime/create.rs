@@ -114,9 +114,10 @@ impl Runtime {
             None => TaskError::failed(&e),
         })?;
         match create_in(&sandbox, request, &guest).await {
-            Ok(init) => {
+            Ok((init, in_guest)) => {
                 let mut container = Container::new(&request.id, bundle, state, init);
                 container.hooks = guest.hooks;
+                container.init_in_guest = in_guest;
                 Ok((sandbox, container, bound))
             }
             Err(error) => {
@@ -129,12 +130,12 @@ impl Runtime {
     }
 }
 
-/// Creates the container in a machine that is up; returns its init.
+/// Creates the container in a machine that is up; returns its init, and that one's pid in the guest.
 async fn create_in(
     sandbox: &Sandbox,
     request: &CreateTaskRequest,
     guest: &Guest,
-) -> Result<Process> {
+) -> Result<(Process, u32)> {
     let subject = Subject {
         id: request.id.clone(),
         bundle: request.bundle.clone().into(),
@@ -155,8 +156,9 @@ async fn create_in(
         stdio: MessageField::some(stdio),
         ..Default::default()
     };
-    sandbox.agent.create(patience(), &create).await?;
-    Ok(Process::new("", paths, streams, sandbox.pid()))
+    let created = sandbox.agent.create(patience(), &create).await?;
+    let init = Process::new("", paths, streams, sandbox.pid());
+    Ok((init, created.pid))
 }
 
 /// Memory of the machine: enough for the container's limit, and the configured size otherwise.

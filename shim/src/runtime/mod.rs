@@ -189,7 +189,7 @@ impl Runtime {
             let sandbox = slot.sandbox()?;
             (sandbox.agent.clone(), Arc::clone(&sandbox.ports))
         };
-        let process = bundle::translate_process(&request.spec.value)
+        let process = bundle::translate_process(&request.spec.value, request.terminal)
             .map_err(|e| TaskError::Invalid(chain(&e)))?;
         let paths = Paths {
             stdin: request.stdin.clone(),
@@ -283,8 +283,16 @@ impl Runtime {
     /// # Errors
     /// When it is over.
     pub async fn pids(&self, id: &str) -> Result<Vec<agent::Process>> {
-        let (_, agent) = self.live(id, "")?;
-        Ok(agent.pids(patience(), &container_id(id)).await?.processes)
+        let (init, agent) = self.live(id, "")?;
+        let in_guest = self.slot().container(id)?.init_in_guest;
+        let mut processes = agent.pids(patience(), &container_id(id)).await?.processes;
+        // The init goes by the pid that containerd was told of it.
+        for process in &mut processes {
+            if process.pid == in_guest {
+                process.pid = init.pid();
+            }
+        }
+        Ok(processes)
     }
 
     /// Reads the container's figures.
