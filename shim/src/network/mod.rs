@@ -87,7 +87,6 @@ pub struct Cards {
 #[derive(Debug, Default)]
 struct Plugged {
     taps: Vec<OwnedFd>,
-    redirected: Vec<u32>,
     configuration: agent::NetworkRequest,
 }
 
@@ -113,9 +112,7 @@ impl Cards {
     /// # Errors
     /// When there are more interfaces than cards, or kernel, VMM or agent refuse.
     pub async fn connect(&self) -> Result<(), TaskError> {
-        let plugged = plug(&self.namespace).await;
-        let plugged = plugged.map_err(|e| TaskError::failed(&e))?;
-        *self.redirected() = plugged.redirected;
+        let plugged = self.plug().await.map_err(|e| TaskError::failed(&e))?;
         if plugged.taps.is_empty() {
             return Ok(());
         }
@@ -149,6 +146,39 @@ impl Cards {
         }
     }
 
+    /// Looks at the namespace and connects each of its interfaces to a tap.
+    async fn plug(&self) -> Result<Plugged, NetworkError> {
+        // The host's own interfaces are never taken from it.
+        if namespace::is_own(&self.namespace)? {
+            return Ok(Plugged::default());
+        }
+        let cards = self.clone();
+        namespace::within(&self.namespace, || async move {
+            let handle = namespace::netlink()?;
+            let network = inspect::inspect(&handle).await?;
+            if network.interfaces.len() > CARDS {
+                return Err(NetworkError::TooMany(network.interfaces.len()));
+            }
+            let mut taps = Vec::new();
+            for (number, interface) in network.interfaces.iter().enumerate() {
+                let name = format!("hull{number}");
+                let tap = tap::create(&name).map_err(|source| NetworkError::Tap {
+                    interface: interface.name.clone(),
+                    source,
+                })?;
+                // Noted first: what is half made when it fails is given back, too.
+                cards.redirected().push(interface.index);
+                redirect::connect(&handle, interface, &name).await?;
+                taps.push(tap);
+            }
+            Ok(Plugged {
+                taps,
+                configuration: network.configuration(),
+            })
+        })
+        .await
+    }
+
     fn redirected(&self) -> MutexGuard<'_, Vec<u32>> {
         self.redirected
             .lock()
@@ -172,35 +202,4 @@ pub fn cards<F>() -> Vec<Nic<F>> {
 fn card(number: usize) -> MacAddress {
     let number = u8::try_from(number).expect("a machine has few cards");
     MacAddress([0x02, b'h', b'u', b'l', b'l', number])
-}
-
-/// Looks at the namespace and connects each of its interfaces to a tap.
-async fn plug(namespace: &File) -> Result<Plugged, NetworkError> {
-    // The host's own interfaces are never taken from it.
-    if namespace::is_own(namespace)? {
-        return Ok(Plugged::default());
-    }
-    namespace::within(namespace, || async {
-        let handle = namespace::netlink()?;
-        let network = inspect::inspect(&handle).await?;
-        if network.interfaces.len() > CARDS {
-            return Err(NetworkError::TooMany(network.interfaces.len()));
-        }
-        let mut taps = Vec::new();
-        for (number, interface) in network.interfaces.iter().enumerate() {
-            let name = format!("hull{number}");
-            let tap = tap::create(&name).map_err(|source| NetworkError::Tap {
-                interface: interface.name.clone(),
-                source,
-            })?;
-            redirect::connect(&handle, interface, &name).await?;
-            taps.push(tap);
-        }
-        Ok(Plugged {
-            taps,
-            redirected: network.interfaces.iter().map(|it| it.index).collect(),
-            configuration: network.configuration(),
-        })
-    })
-    .await
 }
