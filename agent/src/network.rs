@@ -6,11 +6,12 @@
 use std::collections::HashMap;
 use std::net::{AddrParseError, IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::ParseIntError;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use agent_protocol::{Interface, Neighbour, NetworkRequest, Route};
 use futures::TryStreamExt;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
@@ -46,6 +47,32 @@ pub async fn configure(request: &NetworkRequest) -> Result<(), NetworkError> {
     let configured = configure_with(&handle, request).await;
     served.abort();
     configured
+}
+
+/// Moves every network card of the machine into another namespace, as it is.
+///
+/// # Errors
+/// `Socket`, `Kernel`.
+pub async fn move_cards(namespace: BorrowedFd<'_>) -> Result<(), NetworkError> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
+    let served = tokio::spawn(connection);
+    let moved = async {
+        let links = handle.link().get().execute().try_collect().await;
+        let links: Vec<LinkMessage> = links.map_err(kernel("list network cards"))?;
+        for link in links {
+            if link.header.flags.contains(LinkFlags::Loopback) {
+                continue;
+            }
+            let card =
+                LinkUnspec::new_with_index(link.header.index).setns_by_fd(namespace.as_raw_fd());
+            let moved = handle.link().set(card.build()).execute();
+            moved.await.map_err(kernel("move a network card"))?;
+        }
+        Ok(())
+    };
+    let moved = moved.await;
+    served.abort();
+    moved
 }
 
 async fn configure_with(handle: &Handle, request: &NetworkRequest) -> Result<(), NetworkError> {

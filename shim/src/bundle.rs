@@ -146,16 +146,6 @@ pub fn translate(mut spec: Spec, id: &str, share: &Path) -> Result<Guest, Unsupp
                 "the guest's processor has no such resources",
             );
         }
-        if linux
-            .uid_mappings()
-            .as_ref()
-            .is_some_and(|mappings| !mappings.is_empty())
-        {
-            return unsupported(
-                "linux.uidMappings",
-                "user namespaces come with a later version",
-            );
-        }
         let (namespaces, network) = namespaces(linux.namespaces().clone().unwrap_or_default())?;
         linux.set_namespaces(Some(namespaces));
         network_namespace = network;
@@ -241,12 +231,6 @@ fn namespaces(
         match namespace.typ() {
             // The machine is one: its interfaces are the container's.
             LinuxNamespaceType::Network => network = path,
-            LinuxNamespaceType::User => {
-                return unsupported(
-                    "linux.namespaces[user]",
-                    "user namespaces come with a later version",
-                );
-            }
             typ if path.is_some() => {
                 return unsupported(
                     &format!("linux.namespaces[{typ}].path"),
@@ -425,16 +409,8 @@ mod tests {
                 "hooks.createContainer",
             ),
             (
-                linux(json!({ "namespaces": [ { "type": "user" } ] })),
-                "linux.namespaces[user]",
-            ),
-            (
                 linux(json!({ "namespaces": [ { "type": "ipc", "path": "/proc/7/ns/ipc" } ] })),
                 "linux.namespaces[ipc].path",
-            ),
-            (
-                linux(json!({ "uidMappings": [ { "containerID": 0, "hostID": 9, "size": 1 } ] })),
-                "linux.uidMappings",
             ),
             (
                 linux(

@@ -93,9 +93,9 @@ impl StateDir {
     /// When it is there already, or cannot be made.
     pub fn create(&self) -> Result<(), StateError> {
         let parent = self.path.parent().unwrap_or(&self.path);
-        let make = |path: &Path, parents| {
+        let make = |path: &Path, parents, mode| {
             DirBuilder::new()
-                .mode(0o700)
+                .mode(mode)
                 .recursive(parents)
                 .create(path)
                 .map_err(|source| {
@@ -109,9 +109,11 @@ impl StateDir {
                     }
                 })
         };
-        make(parent, true)?;
-        make(&self.path, false)?;
-        make(&self.shared(), false)
+        make(parent, true, 0o700)?;
+        make(&self.path, false, 0o700)?;
+        // The guest's root directory of the share: who is root in a user namespace there comes
+        // through it. On the host it is behind the two above.
+        make(&self.shared(), false, 0o711)
     }
 
     /// The folder itself.

@@ -16,5 +16,7 @@ mod lifecycle;
 mod network;
 /// Containers that run one command.
 mod run;
+/// User namespaces.
+mod users;
 /// `hull-vmm` alone, with a kernel and busybox.
 mod vmm;

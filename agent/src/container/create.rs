@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use super::diary;
 use super::launch::Launcher;
 use super::plan::{self, LaunchPlan, Plan};
+use super::user_namespace;
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::error_chain;
 use crate::host::Host;
@@ -203,6 +204,9 @@ async fn try_create(
     make_directory(Path::new(CONSOLES))?;
     let streams = Streams::connect(host, ports, Path::new(CONSOLES), &unique_name()).await?;
     let (report, reporter) = Report::open()?;
+    if let Some(maps) = &plan.launch.confinement.id_maps {
+        user_namespace::create(reaper, id, maps).await?;
+    }
 
     // The init may end before its process id has come back.
     let _expectation = reaper.expect();
@@ -258,6 +262,7 @@ pub async fn start(reaper: &Reaper, id: &str, report: Report) -> Result<(), Crea
 /// When something is still there.
 pub async fn remove(id: &str) -> Result<(), CgroupError> {
     Cgroup::at(&plan::cgroup_path(id)).remove().await?;
+    user_namespace::remove(id);
     for parent in [CONTAINERS, BUNDLES] {
         let path = Path::new(parent).join(id);
         match fs::remove_dir_all(&path) {
@@ -290,6 +295,10 @@ pub(super) fn builder(
 ) -> Result<ContainerBuilder, String> {
     let own = |fd: &OwnedFd| fd.try_clone().map_err(|error| error.to_string());
     diary::keep(own(&reporter.diary)?);
+    if let Some(maps) = &launch.confinement.id_maps {
+        user_namespace::prepare(maps, &launch.process, streams)
+            .map_err(|error| format!("prepare for the user namespace: {error}"))?;
+    }
     let builder = ContainerBuilder::new(id.to_owned(), SyscallType::Linux)
         .with_executor(Launcher::new(launch.clone(), own(&reporter.words)?))
         .with_root_path(root)

@@ -137,7 +137,7 @@ impl Launcher {
 
     #[cfg(feature = "seccomp")]
     fn load_seccomp(&self) -> Result<(), LaunchError> {
-        let Some(profile) = &self.plan.seccomp else {
+        let Some(profile) = &self.plan.confinement.seccomp else {
             return Ok(());
         };
         libcontainer::seccomp::initialize_seccomp(profile)

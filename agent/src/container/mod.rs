@@ -19,6 +19,7 @@ pub mod launch;
 pub mod plan;
 mod start;
 mod state;
+pub mod user_namespace;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,11 +28,12 @@ use std::time::Duration;
 use agent_protocol::ProcessId;
 use libcgroups::common::{CgroupManager, ControllerOpt};
 use libcgroups::v2::manager::Manager;
-use oci_spec::runtime::{LinuxResources, LinuxSeccomp};
+use oci_spec::runtime::LinuxResources;
 use tokio::sync::Notify;
 
 use self::create::Created;
 use self::error::ContainerError;
+use self::plan::Confinement;
 use self::state::{Container, Process};
 use crate::cgroup;
 use crate::error_chain;
@@ -92,7 +94,7 @@ impl Containers {
     ) -> Result<i32, ContainerError> {
         plan::check_id(id)?;
         let plan = plan::container(id, config, ports.is_terminal())?;
-        self.reserve(id, plan.launch.seccomp.clone())?;
+        self.reserve(id, plan.launch.confinement.clone())?;
         let inner = &self.inner;
         match create::create(&inner.reaper, inner.host, id, &plan, ports).await {
             Ok(created) => Ok(self.created(id, created, &plan.launch)),
@@ -116,8 +118,7 @@ impl Containers {
                     id: id.exec_id.clone(),
                 });
             }
-            let seccomp = container.seccomp.clone();
-            let plan = plan::exec(process, seccomp, ports.is_terminal())?;
+            let plan = plan::exec(process, &container.confinement, ports.is_terminal())?;
             let registered = Process::Registered(Box::new((plan, ports)));
             container.execs.insert(id.exec_id.clone(), registered);
             Ok(())
@@ -306,7 +307,7 @@ impl Containers {
         Ok(updated.await?)
     }
 
-    fn reserve(&self, id: &str, seccomp: Option<LinuxSeccomp>) -> Result<(), ContainerError> {
+    fn reserve(&self, id: &str, confinement: Confinement) -> Result<(), ContainerError> {
         let mut table = self.table();
         if table.contains_key(id) {
             return Err(ContainerError::Exists {
@@ -314,7 +315,7 @@ impl Containers {
                 id: id.to_owned(),
             });
         }
-        table.insert(id.to_owned(), Container::new(id, seccomp));
+        table.insert(id.to_owned(), Container::new(id, confinement));
         Ok(())
     }
 

@@ -9,11 +9,12 @@
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    Capabilities, Capability, Hooks, LinuxCapabilities, LinuxNamespaceType, LinuxSeccomp,
-    LinuxSeccompAction, LinuxSyscall, Process, Spec, UserBuilder,
+    Capabilities, Capability, Hooks, Linux, LinuxCapabilities, LinuxNamespace, LinuxNamespaceType,
+    LinuxSeccomp, LinuxSeccompAction, LinuxSyscall, Process, Spec, UserBuilder,
 };
 
 use super::devices::{self, DeviceError, Instruction};
+use super::user_namespace::{self, IdMaps};
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +47,9 @@ pub enum PlanError {
     /// A device rule that means nothing.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// A map of user or group ids that no container can live with.
+    #[error("{0} must map the container's root (id 0), in at most 340 lines")]
+    IdMap(&'static str),
     /// A working directory that `chdir(2)` would take relative to nothing.
     #[error("process.cwd {} is not absolute", .0.display())]
     RelativeCwd(PathBuf),
@@ -71,13 +75,22 @@ pub struct ExecPlan {
     pub launch: LaunchPlan,
 }
 
+/// What every process of a container is under, its init as its execs.
+#[derive(Clone, Debug, Default)]
+pub struct Confinement {
+    /// The profile to load.
+    pub seccomp: Option<LinuxSeccomp>,
+    /// The ids of the user namespace, if there is one.
+    pub id_maps: Option<IdMaps>,
+}
+
 /// What is left to do once a process is inside its container.
 #[derive(Clone, Debug)]
 pub struct LaunchPlan {
     /// The user's `process`, unchanged.
     pub process: Process,
-    /// The profile to load.
-    pub seccomp: Option<LinuxSeccomp>,
+    /// What it shares with the container's other processes.
+    pub confinement: Confinement,
     /// Whether to create a missing working directory, as `runc` does for an init.
     pub create_cwd: bool,
 }
@@ -125,13 +138,7 @@ pub fn container(id: &str, config: &[u8], terminal: bool) -> Result<Plan, PlanEr
     let process = spec.process().clone();
     let process = process.ok_or(PlanError::Missing("process"))?;
     let mut linux = spec.linux().clone().ok_or(PlanError::Missing("linux"))?;
-    let namespaces = linux.namespaces().as_deref().unwrap_or_default();
-    if namespaces
-        .iter()
-        .any(|namespace| namespace.typ() == LinuxNamespaceType::User)
-    {
-        return Err(PlanError::Unsupported("a user namespace"));
-    }
+    let id_maps = take_id_maps(id, &mut linux)?;
     let hooks = spec.hooks().as_ref().map(guest_hooks).transpose()?;
     check_process(&process, terminal)?;
     let seccomp = linux.seccomp().clone();
@@ -152,20 +159,20 @@ pub fn container(id: &str, config: &[u8], terminal: bool) -> Result<Plan, PlanEr
         spec,
         launch: LaunchPlan {
             process,
-            seccomp,
+            confinement: Confinement { seccomp, id_maps },
             create_cwd: true,
         },
         device_filter,
     })
 }
 
-/// Plans a further process of a container whose profile is `seccomp`.
+/// Plans a further process of a container.
 ///
 /// # Errors
 /// Everything but `Id` and `Unsupported`.
 pub fn exec(
     process: &[u8],
-    seccomp: Option<LinuxSeccomp>,
+    confinement: &Confinement,
     terminal: bool,
 ) -> Result<ExecPlan, PlanError> {
     let process: Process = serde_json::from_slice(process).map_err(|source| PlanError::Decode {
@@ -177,10 +184,27 @@ pub fn exec(
         process: without_launch(&process),
         launch: LaunchPlan {
             process,
-            seccomp,
+            confinement: confinement.clone(),
             create_cwd: false,
         },
     })
+}
+
+/// Takes the ids of a user namespace out of the configuration, and has libcontainer join the one
+/// that `user_namespace` makes of them.
+fn take_id_maps(id: &str, linux: &mut Linux) -> Result<Option<IdMaps>, PlanError> {
+    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+    let user = |namespace: &&mut LinuxNamespace| namespace.typ() == LinuxNamespaceType::User;
+    let Some(namespace) = namespaces.iter_mut().find(user) else {
+        return Ok(None);
+    };
+    namespace.set_path(Some(user_namespace::path(id)));
+    let maps = IdMaps::new(linux.uid_mappings().as_ref(), linux.gid_mappings().as_ref())?;
+    linux
+        .set_namespaces(Some(namespaces))
+        .set_uid_mappings(None)
+        .set_gid_mappings(None);
+    Ok(Some(maps))
 }
 
 /// Lets `startContainer` through: its program is the container's. The others are the host's.
@@ -320,12 +344,21 @@ mod tests {
     }
 
     #[test]
-    fn a_user_namespace_is_refused() {
-        let config = config(r#""namespaces": [{"type": "user"}]"#);
+    fn a_user_namespace_is_one_to_join() {
+        let mapped = r#""namespaces": [{"type": "user"}],
+            "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 10}],
+            "gidMappings": [{"containerID": 0, "hostID": 2000, "size": 10}]"#;
 
-        let error = container("c1", &config, false).unwrap_err();
+        let plan = container("c1", &config(mapped), false).unwrap();
 
-        assert!(matches!(error, PlanError::Unsupported("a user namespace")));
+        let linux = plan.spec.linux().clone().unwrap();
+        let namespace = &linux.namespaces().clone().unwrap()[0];
+        assert_eq!(namespace.path(), &Some(user_namespace::path("c1")));
+        assert_eq!(linux.uid_mappings(), &None);
+        assert!(plan.launch.confinement.id_maps.is_some());
+        let unmapped = config(r#""namespaces": [{"type": "user"}]"#);
+        let error = container("c1", &unmapped, false).unwrap_err();
+        assert!(matches!(error, PlanError::Missing("linux.uidMappings")));
     }
 
     #[test]
@@ -355,8 +388,9 @@ mod tests {
 
     #[test]
     fn a_process_needs_arguments_and_an_absolute_directory() {
-        let no_args = exec(&process("/", ""), None, false).unwrap_err();
-        let relative = exec(&process("srv", r#""sh""#), None, false).unwrap_err();
+        let no_args = exec(&process("/", ""), &Confinement::default(), false).unwrap_err();
+        let relative =
+            exec(&process("srv", r#""sh""#), &Confinement::default(), false).unwrap_err();
 
         assert!(matches!(no_args, PlanError::Missing("process.args")));
         assert!(matches!(relative, PlanError::RelativeCwd(_)));

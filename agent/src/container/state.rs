@@ -4,12 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use agent_protocol::ProcessId;
-use oci_spec::runtime::LinuxSeccomp;
 use tokio::task::AbortHandle;
 
 use super::create::Report;
 use super::error::ContainerError;
-use super::plan::{self, ExecPlan};
+use super::plan::{self, Confinement, ExecPlan};
 use crate::cgroup::{Cgroup, OomWatch};
 use crate::stdio::{Ports, Terminal};
 
@@ -21,7 +20,7 @@ pub(super) struct Container {
     pub(super) cgroup: Cgroup,
     pub(super) oom: Arc<OomWatch>,
     pub(super) oom_task: Option<AbortHandle>,
-    pub(super) seccomp: Option<LinuxSeccomp>,
+    pub(super) confinement: Confinement,
 }
 
 /// One process the shim asked for.
@@ -87,7 +86,7 @@ impl Process {
 }
 
 impl Container {
-    pub(super) fn new(id: &str, seccomp: Option<LinuxSeccomp>) -> Self {
+    pub(super) fn new(id: &str, confinement: Confinement) -> Self {
         let cgroup = Cgroup::at(&plan::cgroup_path(id));
         Self {
             init: Process::Creating,
@@ -96,7 +95,7 @@ impl Container {
             oom: Arc::new(cgroup.oom_watch()),
             oom_task: None,
             cgroup,
-            seccomp,
+            confinement,
         }
     }
 

@@ -1,0 +1,79 @@
+//! User namespaces: root of the container is nobody of the machine.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+
+use hull_tests::{Container, Host};
+
+const MAPS: [&str; 4] = ["--uidmap", "0:1000:5000", "--gidmap", "0:2000:5000"];
+
+fn mapped<'a>(host: &'a Host, name: &'a str) -> Container<'a> {
+    host.container(name).options(&MAPS)
+}
+
+#[test]
+fn root_of_a_user_namespace_is_root_in_it_alone() {
+    let host = Host::take();
+    let script = "id -u; cat /proc/self/uid_map /proc/self/gid_map; stat -c %u:%g /bin/busybox";
+
+    let run = mapped(&host, "mapped").run(&["sh", "-c", script]);
+
+    let words: Vec<&str> = run.output().split_whitespace().collect();
+    assert_eq!(
+        words,
+        ["0", "0", "1000", "5000", "0", "2000", "5000", "0:0"],
+        "{run:#?}"
+    );
+}
+
+#[test]
+fn streams_terminal_and_exec_work_in_a_user_namespace() {
+    let host = Host::take();
+
+    let again = mapped(&host, "again").run(&["sh", "-c", "echo again >/dev/stdout; exit 7"]);
+    let terminal = mapped(&host, "terminal").run_on_terminal(&["tty"]);
+    let container = mapped(&host, "exec").start(&["sleep", "1000"]);
+    let exec = container.exec("e", &["sh", "-c", "id -u; echo again >/dev/stdout"]);
+    container.kill("KILL");
+    container.wait_until_stopped();
+    container.remove();
+
+    assert_eq!((again.status, again.stdout.as_str()), (7, "again\n"));
+    assert!(terminal.output().contains("/dev/pts/0"), "{terminal:#?}");
+    assert_eq!(exec.output(), "0\nagain", "{exec:#?}");
+}
+
+#[test]
+fn files_made_in_a_user_namespace_belong_to_the_mapped_user() {
+    let host = Host::take();
+    let volume = tempfile::tempdir_in("/run").unwrap();
+    fs::set_permissions(volume.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    chown(volume.path(), Some(1000), Some(2000)).unwrap();
+    let mount = format!(
+        "type=bind,src={},dst=/volume,options=rbind:rw",
+        volume.path().display()
+    );
+
+    let run = mapped(&host, "volume").options(&["--mount", &mount]).run(&[
+        "sh",
+        "-c",
+        "touch /volume/mine && chown 7:8 /volume/mine && stat -c %u:%g /volume/mine",
+    ]);
+
+    assert_eq!(run.output(), "7:8", "{run:#?}");
+    let mine = fs::metadata(volume.path().join("mine")).unwrap();
+    assert_eq!((mine.uid(), mine.gid()), (1007, 2008));
+}
+
+#[test]
+fn a_user_namespace_has_a_network_and_a_file_system_of_its_own() {
+    let host = Host::take();
+    // Port 80 and sysfs belong to who is root of the network namespace.
+    let script = "nc -l -p 80 </dev/null & sleep 1; netstat -tln | grep -c :80; ls /sys/class/net; \
+        mount -t tmpfs none /tmp 2>&1 | grep -c denied";
+
+    let run = mapped(&host, "network").run(&["sh", "-c", script]);
+
+    assert_eq!(run.output().lines().next(), Some("1"), "{run:#?}");
+    assert!(run.output().contains("lo\n"), "{run:#?}");
+}
