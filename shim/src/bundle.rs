@@ -8,11 +8,12 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount,
-    Process, Spec,
+    Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType,
+    LinuxResources, Mount, Process, Spec,
 };
 
 use crate::hooks::Hooks;
+use crate::idmap::IdMaps;
 
 /// Larger configurations are not read: containerd's are a few KiB.
 const MAX_CONFIG: u64 = 16 << 20;
@@ -72,6 +73,8 @@ pub struct Volume {
     pub name: String,
     /// Whether the host's side has to be read-only too.
     pub read_only: bool,
+    /// Whose files they are in the container, if not the same users'.
+    pub id_maps: Option<IdMaps>,
 }
 
 /// What a container becomes in its guest.
@@ -138,6 +141,7 @@ pub fn translate(mut spec: Spec, id: &str, share: &Path) -> Result<Guest, Unsupp
         drop_labels(process);
     }
     let mut network_namespace = None;
+    let container_maps = spec.linux().as_ref().and_then(id_maps_of);
     if let Some(linux) = spec.linux_mut() {
         linux.set_mount_label(None);
         if linux.intel_rdt().is_some() {
@@ -158,7 +162,7 @@ pub fn translate(mut spec: Spec, id: &str, share: &Path) -> Result<Guest, Unsupp
     }
     let mut volumes = Vec::new();
     for mount in spec.mounts_mut().iter_mut().flatten() {
-        if let Some(volume) = volume(mount, volumes.len())? {
+        if let Some(volume) = volume(mount, volumes.len(), container_maps.as_ref())? {
             mount.set_source(Some(base.join("mounts").join(&volume.name)));
             volumes.push(volume);
         }
@@ -243,24 +247,31 @@ fn namespaces(
     Ok((kept, network))
 }
 
-/// What `mount` needs of the host, if anything.
-fn volume(mount: &Mount, number: usize) -> Result<Option<Volume>, Unsupported> {
-    let option = |wanted: &str| {
-        mount
-            .options()
-            .iter()
-            .flatten()
-            .any(|option| option == wanted)
-    };
+/// What `mount` needs of the host, if anything. What the host does is taken out of it.
+fn volume(
+    mount: &mut Mount,
+    number: usize,
+    container: Option<&Maps>,
+) -> Result<Option<Volume>, Unsupported> {
+    let options = mount.options().clone().unwrap_or_default();
+    let option = |wanted: &str| options.iter().any(|option| option == wanted);
     let is_bind = mount.typ().as_deref() == Some("bind") || option("bind") || option("rbind");
+    let own = match (mount.uid_mappings().clone(), mount.gid_mappings().clone()) {
+        (None, None) => None,
+        (Some(users), Some(groups)) => Some((users, groups)),
+        _ => {
+            return unsupported(
+                "mounts[].uidMappings",
+                "it comes with gidMappings or not at all",
+            );
+        }
+    };
+    let is_mapped = own.is_some() || option("idmap") || option("ridmap");
+    if !is_bind && is_mapped {
+        return unsupported("mounts[].uidMappings", "only bind mounts can be idmapped");
+    }
     if !is_bind {
         return Ok(None);
-    }
-    if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-        return unsupported(
-            "mounts[].uidMappings",
-            "idmapped mounts come with a later version",
-        );
     }
     let source = mount.source().clone().unwrap_or_default();
     if !source.is_absolute() {
@@ -269,12 +280,42 @@ fn volume(mount: &Mount, number: usize) -> Result<Option<Volume>, Unsupported> {
             "the source of a bind mount is an absolute path",
         );
     }
+    let id_maps = match own.or_else(|| container.cloned()) {
+        _ if !is_mapped => None,
+        Some((users, groups)) => Some(IdMaps {
+            users,
+            groups,
+            recursive: option("ridmap"),
+        }),
+        None => {
+            return unsupported(
+                "mounts[].options[idmap]",
+                "neither the mount nor a user namespace says which ids to map",
+            );
+        }
+    };
     let read_only = option("ro");
+    let for_guest = options
+        .iter()
+        .filter(|it| !matches!(it.as_str(), "idmap" | "ridmap"));
+    mount
+        .set_options(Some(for_guest.cloned().collect()))
+        .set_uid_mappings(None)
+        .set_gid_mappings(None);
     Ok(Some(Volume {
         source,
         name: number.to_string(),
         read_only,
+        id_maps,
     }))
+}
+
+/// Maps of users and of groups.
+type Maps = (Vec<LinuxIdMapping>, Vec<LinuxIdMapping>);
+
+/// The maps of a container's user namespace.
+fn id_maps_of(linux: &Linux) -> Option<Maps> {
+    Some((linux.uid_mappings().clone()?, linux.gid_mappings().clone()?))
 }
 
 /// Devices that are the same in every kernel may be made in the guest; those of the host's hardware
@@ -393,11 +434,44 @@ mod tests {
             source: source.into(),
             name: name.into(),
             read_only,
+            id_maps: None,
         };
         assert_eq!(
             guest.volumes,
             [volume("/host/a", "0", true), volume("/host/b", "1", false)]
         );
+    }
+
+    #[test]
+    fn an_idmapped_mount_is_the_hosts_to_map() {
+        let map = |host: u32| json!([ { "containerID": 0, "hostID": host, "size": 10 } ]);
+        let mount = |more: &Value| {
+            let mut mount = json!({ "destination": "/a", "type": "bind", "source": "/host/a",
+                                    "options": ["rbind", "ridmap"] });
+            mount
+                .as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            json!([mount])
+        };
+        let own = mount(&json!({ "uidMappings": map(5), "gidMappings": map(6) }));
+        let linux = json!({ "namespaces": [ { "type": "user" } ],
+                            "uidMappings": map(7), "gidMappings": map(8) });
+
+        let by_itself = guest(&json!({ "mounts": own })).unwrap();
+        let by_container = guest(&json!({ "mounts": mount(&json!({})), "linux": linux })).unwrap();
+        let by_nobody = guest(&json!({ "mounts": mount(&json!({})) })).unwrap_err();
+
+        let hosts = |guest: &Guest| {
+            let maps = guest.volumes[0].id_maps.as_ref().unwrap();
+            assert!(maps.recursive);
+            (maps.users[0].host_id(), maps.groups[0].host_id())
+        };
+        assert_eq!((hosts(&by_itself), hosts(&by_container)), ((5, 6), (7, 8)));
+        let left = serde_json::to_value(&by_itself.spec).unwrap()["mounts"][0].clone();
+        assert_eq!(left.get("uidMappings"), None);
+        assert_eq!(left["options"], json!(["rbind"]));
+        assert_eq!(by_nobody.field, "mounts[].options[idmap]");
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod error;
 pub mod events;
 pub mod fs_daemon;
 pub mod hooks;
+pub mod idmap;
 pub mod log_lines;
 pub mod network;
 pub mod port_forward;

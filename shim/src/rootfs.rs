@@ -92,12 +92,13 @@ pub fn share(
     })?;
     state.open_share()?;
     let base = Path::new(id);
-    state.share(root, &base.join("rootfs"), false)?;
+    state.share(root, &base.join("rootfs"), false, None)?;
     for volume in volumes {
         state.share(
             &volume.source,
             &base.join("mounts").join(&volume.name),
             volume.read_only,
+            volume.id_maps.as_ref(),
         )?;
     }
     Ok(())

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags};
 
+use crate::idmap::{self, IdMaps};
 use crate::process_identity::ProcessIdentity;
 
 /// Why the folder could not be made or undone.
@@ -39,6 +40,15 @@ pub enum StateError {
     /// A mount in it.
     #[error("mount {} for the guest", path.display())]
     Mount {
+        /// What was to be mounted.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The owners of a mount in it.
+    #[error("map the ids of {}, which its file system may not be able to", path.display())]
+    IdMap {
         /// What was to be mounted.
         path: PathBuf,
         /// What the kernel said.
@@ -150,12 +160,18 @@ impl StateDir {
     }
 
     /// Bind-mounts a directory or file of the host below the shared folder, with all that is
-    /// mounted below it. `to` is relative, and nothing there is the guest's yet: no link can be
-    /// followed.
+    /// mounted below it, its owners mapped if there are maps. `to` is relative, and nothing there is
+    /// the guest's yet: no link can be followed.
     ///
     /// # Errors
     /// When `from` does not exist, or the kernel refuses.
-    pub fn share(&self, from: &Path, to: &Path, read_only: bool) -> Result<(), StateError> {
+    pub fn share(
+        &self,
+        from: &Path,
+        to: &Path,
+        read_only: bool,
+        id_maps: Option<&IdMaps>,
+    ) -> Result<(), StateError> {
         let mount_error = |source: io::Error| StateError::Mount {
             path: from.to_owned(),
             source,
@@ -176,7 +192,13 @@ impl StateDir {
             nix::mount::mount(Some(from), &target, None::<&str>, flags, None::<&str>)
                 .map_err(|e| mount_error(e.into()))
         };
-        mount(MsFlags::MS_BIND | MsFlags::MS_REC)?;
+        match id_maps {
+            None => mount(MsFlags::MS_BIND | MsFlags::MS_REC)?,
+            Some(maps) => idmap::bind(from, &target, maps).map_err(|source| StateError::IdMap {
+                path: from.to_owned(),
+                source,
+            })?,
+        }
         // Nothing that is mounted here later is to reach the host, but the host's mounts are to
         // reach the guest.
         mount(MsFlags::MS_SLAVE | MsFlags::MS_REC)?;

@@ -66,6 +66,27 @@ fn files_made_in_a_user_namespace_belong_to_the_mapped_user() {
 }
 
 #[test]
+fn an_idmapped_volume_belongs_to_the_containers_root() {
+    let host = Host::take();
+    let volume = tempfile::tempdir_in("/run").unwrap();
+    fs::write(volume.path().join("theirs"), "").unwrap();
+    let mount = format!(
+        "type=bind,src={},dst=/volume,options=rbind:rw:idmap",
+        volume.path().display()
+    );
+
+    let run = mapped(&host, "idmap").options(&["--mount", &mount]).run(&[
+        "sh",
+        "-c",
+        "stat -c %u:%g /volume /volume/theirs; touch /volume/mine; stat -c %u:%g /volume/mine",
+    ]);
+
+    assert_eq!(run.output(), "0:0\n0:0\n0:0", "{run:#?}");
+    let mine = fs::metadata(volume.path().join("mine")).unwrap();
+    assert_eq!((mine.uid(), mine.gid()), (0, 0));
+}
+
+#[test]
 fn a_user_namespace_has_a_network_and_a_file_system_of_its_own() {
     let host = Host::take();
     // Port 80 and sysfs belong to who is root of the network namespace.
