@@ -1,5 +1,7 @@
 //! A container's life: run in the background, look inside, signal, remove.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use hull_tests::Host;
@@ -153,4 +155,29 @@ fn a_killed_shim_takes_its_machine_along_and_containerd_cleans_up() {
     });
     // containerd has deleted the task; the container is the user's to remove.
     assert_eq!(host.ctr(&["container", "rm", "orphan"]).status, 0);
+}
+
+#[test]
+fn a_logger_reads_what_a_container_says() {
+    let host = Host::take();
+    let directory = tempfile::tempdir_in("/run").unwrap();
+    let (logger, log) = (
+        directory.path().join("logger"),
+        directory.path().join("log"),
+    );
+    let script = "#!/bin/sh\nexec 5>&-\n{ echo \"$CONTAINER_NAMESPACE $CONTAINER_ID $1\"; \
+        /bin/cat <&3; /bin/cat <&4; } >$2\n";
+    fs::write(&logger, script).unwrap();
+    fs::set_permissions(&logger, fs::Permissions::from_mode(0o755)).unwrap();
+    let uri = format!("binary://{}?to={}", logger.display(), log.display());
+
+    let container = host
+        .container("logged")
+        .options(&["--log-uri", &uri])
+        .start(&["sh", "-c", "echo high; echo low >&2"]);
+    container.wait_until_stopped();
+    container.remove();
+
+    let said = fs::read_to_string(log).unwrap();
+    assert_eq!(said, "default logged to\nhigh\nlow\n");
 }

@@ -21,7 +21,7 @@ use crate::port_forward::Bound;
 use crate::rootfs;
 use crate::sandbox::{Plan, Sandbox};
 use crate::state_dir::StateDir;
-use crate::stdio::Paths;
+use crate::stdio::{Owner, Paths};
 
 /// Memory of the machine beyond the container's limit, for the guest's kernel and agent.
 const OVERHEAD_MIB: u64 = 128;
@@ -113,7 +113,7 @@ impl Runtime {
             Some(hint) => TaskError::Failed(format!("{}; {hint}", chain(&e))),
             None => TaskError::failed(&e),
         })?;
-        match create_in(&sandbox, request, &guest).await {
+        match create_in(&sandbox, &self.0.namespace, request, &guest).await {
             Ok((init, in_guest)) => {
                 let mut container = Container::new(&request.id, bundle, state, init);
                 container.hooks = guest.hooks;
@@ -133,6 +133,7 @@ impl Runtime {
 /// Creates the container in a machine that is up; returns its init, and that one's pid in the guest.
 async fn create_in(
     sandbox: &Sandbox,
+    namespace: &str,
     request: &CreateTaskRequest,
     guest: &Guest,
 ) -> Result<(Process, u32)> {
@@ -149,7 +150,11 @@ async fn create_in(
         stderr: request.stderr.clone(),
         terminal: request.terminal,
     };
-    let (streams, stdio) = open_streams(&paths, &sandbox.ports)?;
+    let owner = Owner {
+        namespace,
+        id: &request.id,
+    };
+    let (streams, stdio) = open_streams(&paths, owner, &sandbox.ports).await?;
     let create = agent::CreateRequest {
         container_id: request.id.clone(),
         spec: serde_json::to_vec(&guest.spec).map_err(|e| TaskError::failed(&e))?,

@@ -34,7 +34,7 @@ use crate::port_forward::Forwards;
 use crate::ports::Ports;
 use crate::sandbox::Sandbox;
 use crate::stats;
-use crate::stdio::{self, Paths};
+use crate::stdio::{self, Owner, Paths};
 
 /// How long the agent may take to answer. It is the guest's, so that nothing may hang on it.
 const AGENT_PATIENCE: Duration = Duration::from_secs(60);
@@ -197,7 +197,11 @@ impl Runtime {
             stderr: request.stderr.clone(),
             terminal: request.terminal,
         };
-        let (streams, stdio) = open_streams(&paths, &ports)?;
+        let owner = Owner {
+            namespace: &self.0.namespace,
+            id: &request.exec_id,
+        };
+        let (streams, stdio) = open_streams(&paths, owner, &ports).await?;
         let exec = agent::ExecRequest {
             container_id: request.id.clone(),
             exec_id: request.exec_id.clone(),
@@ -400,6 +404,11 @@ fn timestamp(at: SystemTime) -> MessageField<Timestamp> {
     MessageField::some(at.into())
 }
 
-fn open_streams(paths: &Paths, ports: &Ports) -> Result<(stdio::Streams, agent::Stdio)> {
-    stdio::open(paths, ports).map_err(|e| TaskError::failed(&e))
+async fn open_streams(
+    paths: &Paths,
+    owner: Owner<'_>,
+    ports: &Ports,
+) -> Result<(stdio::Streams, agent::Stdio)> {
+    let opened = stdio::open(paths, owner, ports).await;
+    opened.map_err(|e| TaskError::failed(&e))
 }

@@ -1,30 +1,28 @@
-//! Standard streams: containerd's named pipes on one side, the guest's connections on the other.
-//!
-//! Both ends of an output's pipe are held here, so that a reader who comes late or leaves does no
-//! harm; it is closed when the guest's stream has ended and every byte is in it, which is what the
-//! reader waits for.
+//! Standard streams: containerd's named pipes, files and loggers on one side, the guest's
+//! connections on the other.
 //!
 //! ```text
-//! an input's pipe:  Open ──Start──▶ Held ──CloseIO──▶ Released
-//!                     └──Start, its writer has gone already──▲
+//! input    named pipe ─▶ copy ─▶ guest        input.rs: who holds it open
+//! output   guest ─▶ copy ─▶ sink              sink.rs: pipe or file; logger.rs: a program
 //! ```
-//! From Start on the input has a writer of ours, so that a client may leave and another come; it
-//! ends when CloseIO was called and all writers are gone. Before Start nobody can have called CloseIO
-//! (`ctr run` forgets to when its own input is at its end that early, and hangs on runc): there a
-//! writer's leaving is the end.
 
-use std::fs::{File, OpenOptions};
+mod input;
+mod logger;
+mod sink;
+
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::join_all;
 use log::warn;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 
+use self::input::Input;
+use self::logger::Logger;
+use self::sink::{Sink, Target};
 use crate::ports::{Expected, Ports};
 
 /// Bytes copied at a time: what a pipe holds.
@@ -35,7 +33,8 @@ const CHUNK: usize = 64 * 1024;
 pub struct Paths {
     /// Named pipe to read from.
     pub stdin: String,
-    /// Named pipe, or `file://` URI, to write to.
+    /// Named pipe, `file://` or `binary://` URI, to write to. A logger (`binary://`) gets standard
+    /// error, too.
     pub stdout: String,
     /// The same; with a terminal there is none.
     pub stderr: String,
@@ -43,11 +42,20 @@ pub struct Paths {
     pub terminal: bool,
 }
 
+/// Whose streams they are, as a logger is told.
+#[derive(Debug, Clone, Copy)]
+pub struct Owner<'a> {
+    /// containerd's namespace.
+    pub namespace: &'a str,
+    /// Id of the container, or of the exec.
+    pub id: &'a str,
+}
+
 /// Why a stream cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum StdioError {
     /// Neither a path nor a scheme that is known.
-    #[error("standard stream {0:?} is not supported; use a named pipe or file://")]
+    #[error("standard stream {0:?} is not supported; use a named pipe, file:// or binary://")]
     Scheme(String),
     /// The kernel refused.
     #[error("open standard stream {}", path.display())]
@@ -58,39 +66,56 @@ pub enum StdioError {
         #[source]
         source: io::Error,
     },
+    /// A logger that cannot be run.
+    #[error("start the logger {}", program.display())]
+    Logger {
+        /// Its program.
+        program: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A logger that does not close its descriptor 5 in time.
+    #[error("the logger {} was not ready within {} s", program.display(), patience.as_secs())]
+    LoggerNotReady {
+        /// Its program.
+        program: PathBuf,
+        /// How long it had.
+        patience: Duration,
+    },
 }
 
 /// Streams that are copied, or will be as soon as the guest connects.
 #[derive(Debug, Default)]
 pub struct Streams {
     stdin: Option<JoinHandle<()>>,
-    outputs: Vec<JoinHandle<()>>,
+    /// Ends when all output is where it belongs.
+    outputs: Option<JoinHandle<()>>,
+    logger: Option<Logger>,
     input: Input,
-}
-
-/// See the module's description.
-#[derive(Debug, Default)]
-enum Input {
-    /// Nobody of ours writes: the reader's descriptor.
-    Open(OwnedFd),
-    /// Our own end for writing keeps the pipe from ending.
-    Held { _writer: File },
-    /// It ends with its last writer, or there is none.
-    #[default]
-    Released,
 }
 
 /// Opens what `paths` names and starts copying; also says what to tell the agent.
 ///
 /// # Errors
 /// When a stream cannot be opened; none is left open then.
-pub fn open(paths: &Paths, ports: &Ports) -> Result<(Streams, agent_protocol::Stdio), StdioError> {
-    let stdin = input(&paths.stdin)?;
-    let stdout = output(&paths.stdout)?;
-    let stderr = if paths.terminal {
-        None
-    } else {
-        output(&paths.stderr)?
+pub async fn open(
+    paths: &Paths,
+    owner: Owner<'_>,
+    ports: &Ports,
+) -> Result<(Streams, agent_protocol::Stdio), StdioError> {
+    let stdin = input::open(&paths.stdin)?;
+    let mut logger = None;
+    let (stdout, stderr) = match sink::target(&paths.stdout)? {
+        Target::Logger(command) => {
+            let (started, stdout, stderr) = Logger::start(&command, owner).await?;
+            logger = Some(started);
+            (Some(stdout), (!paths.terminal).then_some(stderr))
+        }
+        target => {
+            let stderr = if paths.terminal { "" } else { &paths.stderr };
+            (sink::open(target)?, sink::open(sink::target(stderr)?)?)
+        }
     };
 
     let mut streams = Streams::default();
@@ -98,22 +123,22 @@ pub fn open(paths: &Paths, ports: &Ports) -> Result<(Streams, agent_protocol::St
         terminal: paths.terminal,
         ..Default::default()
     };
-    if let Some((reader, descriptor)) = stdin {
+    if let Some((reader, input)) = stdin {
         let expected = ports.expect();
         stdio.stdin = expected.port;
-        streams.input = Input::Open(descriptor);
-        streams.stdin = Some(tokio::spawn(copy_in(reader, expected)));
+        streams.input = input;
+        streams.stdin = Some(tokio::spawn(input::copy(reader, expected)));
     }
-    if let Some(sink) = stdout {
-        let expected = ports.expect();
-        stdio.stdout = expected.port;
-        streams.outputs.push(tokio::spawn(copy_out(expected, sink)));
+    let mut copies = Vec::new();
+    for (sink, port) in [(stdout, &mut stdio.stdout), (stderr, &mut stdio.stderr)] {
+        if let Some(sink) = sink {
+            let expected = ports.expect();
+            *port = expected.port;
+            copies.push(copy_out(expected, sink));
+        }
     }
-    if let Some(sink) = stderr {
-        let expected = ports.expect();
-        stdio.stderr = expected.port;
-        streams.outputs.push(tokio::spawn(copy_out(expected, sink)));
-    }
+    streams.outputs = Some(tokio::spawn(join_all(copies).map(drop)));
+    streams.logger = logger;
     Ok((streams, stdio))
 }
 
@@ -121,17 +146,7 @@ impl Streams {
     /// The process is started: its input stays open until [`Streams::close_stdin`], unless its end is
     /// there already.
     pub fn hold_stdin(&mut self) {
-        let Input::Open(reader) = &self.input else {
-            return;
-        };
-        self.input = match hold(reader) {
-            Ok(Some(writer)) => Input::Held { _writer: writer },
-            Ok(None) => Input::Released,
-            Err(e) => {
-                warn!("hold standard input open: {e}");
-                Input::Released
-            }
-        };
+        self.input.hold();
     }
 
     /// Lets the input end with its last writer but us, after what is in the pipe.
@@ -140,95 +155,23 @@ impl Streams {
     }
 
     /// Waits until all output has been copied, at most `patience`: a process that was left behind
-    /// may keep a stream open for ever.
+    /// may keep a stream open for ever. Then a logger has its own time to end.
     pub async fn drained(&mut self, patience: Duration) {
-        let all = async {
-            for output in &mut self.outputs {
-                let _ = output.await;
-            }
-        };
-        let _ = tokio::time::timeout(patience, all).await;
+        if let Some(mut outputs) = self.outputs.take() {
+            let _ = tokio::time::timeout(patience, &mut outputs).await;
+            outputs.abort();
+        }
+        if let Some(logger) = self.logger.take() {
+            logger.end().await;
+        }
     }
 }
 
 impl Drop for Streams {
     fn drop(&mut self) {
-        for copy in self.stdin.iter().chain(&self.outputs) {
+        for copy in [&self.stdin, &self.outputs].into_iter().flatten() {
             copy.abort();
         }
-    }
-}
-
-type Sink = Box<dyn AsyncWrite + Send + Unpin>;
-
-fn input(path: &str) -> Result<Option<(pipe::Receiver, OwnedFd)>, StdioError> {
-    if path.is_empty() {
-        return Ok(None);
-    }
-    let path = local(path)?;
-    let opened = pipe::OpenOptions::new()
-        .open_receiver(path)
-        .and_then(|reader| Ok((reader.as_fd().try_clone_to_owned()?, reader)));
-    match opened {
-        Ok((descriptor, reader)) => Ok(Some((reader, descriptor))),
-        Err(source) => Err(StdioError::Open {
-            path: path.to_owned(),
-            source,
-        }),
-    }
-}
-
-/// Opens the pipe for writing, unless its last writer has gone: fifo(7) tells that by a hang-up, and
-/// none of a pipe that nobody has opened yet.
-fn hold(reader: &OwnedFd) -> io::Result<Option<File>> {
-    let mut polled = [PollFd::new(reader, PollFlags::empty())];
-    poll(&mut polled, Some(&Timespec::default()))?;
-    if polled[0].revents().contains(PollFlags::HUP) {
-        return Ok(None);
-    }
-    let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
-    // Does not wait: there is a reader.
-    OpenOptions::new().write(true).open(path).map(Some)
-}
-
-fn output(path: &str) -> Result<Option<Sink>, StdioError> {
-    if path.is_empty() {
-        return Ok(None);
-    }
-    if let Some(path) = path.strip_prefix("file://") {
-        let opened = OpenOptions::new().append(true).create(true).open(path);
-        let file = opened.map_err(|source| StdioError::Open {
-            path: path.into(),
-            source,
-        })?;
-        return Ok(Some(Box::new(tokio::fs::File::from_std(file))));
-    }
-    let path = local(path)?;
-    let opened = pipe::OpenOptions::new().read_write(true).open_sender(path);
-    match opened {
-        Ok(pipe) => Ok(Some(Box::new(pipe))),
-        Err(source) => Err(StdioError::Open {
-            path: path.to_owned(),
-            source,
-        }),
-    }
-}
-
-fn local(path: &str) -> Result<&Path, StdioError> {
-    if path.starts_with('/') {
-        Ok(Path::new(path))
-    } else {
-        Err(StdioError::Scheme(path.into()))
-    }
-}
-
-async fn copy_in(mut pipe: pipe::Receiver, expected: Expected) {
-    let Ok(mut socket) = expected.connected().await else {
-        return;
-    };
-    // Fails when the process has closed its input: what it does not want is nobody's.
-    if copy(&mut pipe, &mut socket).await.is_ok() {
-        let _ = socket.shutdown().await;
     }
 }
 
@@ -262,7 +205,14 @@ mod tests {
     use nix::sys::stat::Mode;
     use tokio::net::UnixStream;
 
+    use std::fs::OpenOptions;
+
     use super::*;
+
+    const OWNER: Owner = Owner {
+        namespace: "sea",
+        id: "tide",
+    };
 
     struct Fixture {
         directory: tempfile::TempDir,
@@ -300,7 +250,7 @@ mod tests {
             stdout: fixture.path("out"),
             ..Paths::default()
         };
-        let (mut streams, stdio) = open(&paths, &fixture.ports).unwrap();
+        let (mut streams, stdio) = open(&paths, OWNER, &fixture.ports).await.unwrap();
         let mut guest = fixture.connect(stdio.stdout);
         guest.write_all(b"tide").await.unwrap();
         let path = fixture.path("out");
@@ -319,12 +269,12 @@ mod tests {
         assert_eq!(reader.await.unwrap(), "tide");
     }
 
-    fn with_input(fixture: &Fixture) -> (Streams, agent_protocol::Stdio) {
+    async fn with_input(fixture: &Fixture) -> (Streams, agent_protocol::Stdio) {
         let paths = Paths {
             stdin: fixture.path("in"),
             ..Paths::default()
         };
-        open(&paths, &fixture.ports).unwrap()
+        open(&paths, OWNER, &fixture.ports).await.unwrap()
     }
 
     async fn write(fixture: &Fixture, text: &'static [u8]) {
@@ -339,7 +289,7 @@ mod tests {
     #[tokio::test]
     async fn input_survives_its_writers_and_ends_with_the_last_after_close() {
         let fixture = Fixture::new();
-        let (mut streams, stdio) = with_input(&fixture);
+        let (mut streams, stdio) = with_input(&fixture).await;
         streams.hold_stdin();
         let mut guest = fixture.connect(stdio.stdin);
         write(&fixture, b"high ").await;
@@ -358,7 +308,7 @@ mod tests {
     #[tokio::test]
     async fn input_whose_writer_has_gone_before_the_start_ends() {
         let fixture = Fixture::new();
-        let (mut streams, stdio) = with_input(&fixture);
+        let (mut streams, stdio) = with_input(&fixture).await;
         write(&fixture, b"low").await;
         streams.hold_stdin();
         let mut guest = fixture.connect(stdio.stdin);
@@ -370,7 +320,7 @@ mod tests {
     #[tokio::test]
     async fn closing_the_input_before_the_guest_connects_loses_nothing() {
         let fixture = Fixture::new();
-        let (mut streams, stdio) = with_input(&fixture);
+        let (mut streams, stdio) = with_input(&fixture).await;
         streams.hold_stdin();
         write(&fixture, b"low").await;
         streams.close_stdin();
@@ -383,7 +333,7 @@ mod tests {
     #[tokio::test]
     async fn input_that_was_closed_before_the_start_is_not_held() {
         let fixture = Fixture::new();
-        let (mut streams, stdio) = with_input(&fixture);
+        let (mut streams, stdio) = with_input(&fixture).await;
         let writer = OpenOptions::new().write(true).open(fixture.path("in"));
         let mut guest = fixture.connect(stdio.stdin);
         streams.close_stdin();
@@ -395,11 +345,11 @@ mod tests {
     #[tokio::test]
     async fn a_scheme_that_is_not_known_is_named() {
         let paths = Paths {
-            stdout: "binary:///bin/log".into(),
+            stdout: "syslog:///bin/log".into(),
             ..Paths::default()
         };
-        let error = open(&paths, &Ports::default()).unwrap_err();
-        assert!(error.to_string().contains("binary:///bin/log"));
+        let error = open(&paths, OWNER, &Ports::default()).await.unwrap_err();
+        assert!(error.to_string().contains("syslog:///bin/log"));
     }
 
     #[tokio::test]
@@ -411,7 +361,64 @@ mod tests {
             terminal: true,
             ..Paths::default()
         };
-        let (_streams, stdio) = open(&paths, &fixture.ports).unwrap();
+        let (_streams, stdio) = open(&paths, OWNER, &fixture.ports).await.unwrap();
         assert_eq!((stdio.terminal, stdio.stderr), (true, 0));
+    }
+
+    /// A logger's script: standard output and error, each with its arguments and environment.
+    fn logger(fixture: &Fixture, text: &str) -> Paths {
+        let script = fixture.path("logger");
+        std::fs::write(&script, format!("#!/bin/sh\n{text}\n")).unwrap();
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&script, executable).unwrap();
+        Paths {
+            stdout: format!("binary://{script}?log={}", fixture.path("log%20file")),
+            ..Paths::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_logger_gets_both_outputs_and_knows_whose_they_are() {
+        let fixture = Fixture::new();
+        let text = r#"exec 5>&-; { echo "$CONTAINER_NAMESPACE $CONTAINER_ID $1"; cat <&3; cat <&4; } >"$2""#;
+        let paths = logger(&fixture, text);
+
+        let (mut streams, stdio) = open(&paths, OWNER, &fixture.ports).await.unwrap();
+        for (port, line) in [(stdio.stdout, "high\n"), (stdio.stderr, "low\n")] {
+            let mut guest = fixture.connect(port);
+            guest.write_all(line.as_bytes()).await.unwrap();
+        }
+        streams.drained(Duration::from_secs(10)).await;
+
+        let log = std::fs::read_to_string(fixture.path("log file")).unwrap();
+        assert_eq!(log, "sea tide log\nhigh\nlow\n");
+    }
+
+    #[tokio::test]
+    async fn a_logger_that_cannot_be_run_is_an_error() {
+        let paths = Paths {
+            stdout: "binary:///nonexistent?a=b".into(),
+            ..Paths::default()
+        };
+        let error = open(&paths, OWNER, &Ports::default()).await.unwrap_err();
+        assert_eq!(error.to_string(), "start the logger /nonexistent");
+    }
+
+    #[tokio::test]
+    async fn a_file_is_made_with_its_directory_and_appended_to() {
+        let fixture = Fixture::new();
+        let paths = Paths {
+            stdout: format!("file://{}/a.log", fixture.path("logs")),
+            ..Paths::default()
+        };
+        for line in ["high\n", "low\n"] {
+            let (mut streams, stdio) = open(&paths, OWNER, &fixture.ports).await.unwrap();
+            let mut guest = fixture.connect(stdio.stdout);
+            guest.write_all(line.as_bytes()).await.unwrap();
+            drop(guest);
+            streams.drained(Duration::from_secs(5)).await;
+        }
+        let log = std::fs::read_to_string(fixture.path("logs/a.log")).unwrap();
+        assert_eq!(log, "high\nlow\n");
     }
 }
