@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::{Mutex, watch};
@@ -52,6 +52,8 @@ pub struct Process {
     /// See the module's description.
     pub state: Mutex<State>,
     exit: watch::Sender<Option<Exit>>,
+    /// How it ended by the guest's account, while its machine is being ended.
+    last_word: OnceLock<Exit>,
     /// Guards the streams' handles, for one call; never held across a wait.
     streams: StdMutex<Option<Streams>>,
     /// Pid as containerd is told; known from Create for an init, from Start for others.
@@ -67,6 +69,7 @@ impl Process {
             paths,
             state: Mutex::new(State::Created),
             exit: watch::Sender::new(None),
+            last_word: OnceLock::new(),
             streams: StdMutex::new(Some(streams)),
             pid: StdMutex::new(pid),
         }
@@ -87,6 +90,28 @@ impl Process {
     #[must_use]
     pub fn exit(&self) -> Option<Exit> {
         *self.exit.borrow()
+    }
+
+    /// Notes how it ended, which [`Process::stop`] makes known.
+    pub fn note_last_word(&self, exit: Exit) {
+        let _ = self.last_word.set(exit);
+    }
+
+    /// What was noted.
+    #[must_use]
+    pub fn last_word(&self) -> Option<Exit> {
+        self.last_word.get().copied()
+    }
+
+    /// Waits until all its output is where it belongs.
+    pub fn flushed(&self) -> impl Future<Output = ()> + use<> {
+        let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let flushed = streams.as_ref().map(Streams::flushed);
+        async move {
+            if let Some(flushed) = flushed {
+                flushed.await;
+            }
+        }
     }
 
     /// Waits until it is over.

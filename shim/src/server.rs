@@ -4,8 +4,9 @@
 //!
 //! containerd 1.7 speaks version 2 of the task service and containerd 2 version 3, which differ in
 //! the service's name alone: the server has both, and `start` announces the newer one that
-//! containerd understands.
+//! containerd understands (`bootstrap`).
 
+use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use anyhow::{Context, bail};
 use containerd_shim::asynchronous::spawn;
 use containerd_shim::protos::api::DeleteResponse;
 use containerd_shim::protos::shim_async::{Task, create_task};
-use containerd_shim::{Flags, StartOpts, logger};
+use containerd_shim::{Flags, logger};
 use log::info;
 use protobuf::{Message, MessageField};
 use tokio::net::UnixListener;
@@ -22,6 +23,7 @@ use tokio::sync::Notify;
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
+use crate::bootstrap;
 use crate::cleanup;
 use crate::config::Config;
 use crate::container::LOST;
@@ -32,6 +34,9 @@ use crate::task_service::TaskService;
 
 /// Runtime name of Hull.
 pub const RUNTIME: &str = "io.containerd.hull.v2";
+
+/// The bundle's file that says where the shim listens.
+const ADDRESS_FILE: &str = "address";
 
 const TASK_V2: &str = "containerd.task.v2.Task";
 const TASK_V3: &str = "containerd.task.v3.Task";
@@ -50,40 +55,22 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
 }
 
 async fn start(flags: &Flags) -> anyhow::Result<()> {
-    let options = StartOpts {
-        ttrpc_address: std::env::var("TTRPC_ADDRESS").context("read TTRPC_ADDRESS")?,
-        ..options(flags)
-    };
+    let mut input = Vec::new();
+    let stdin = std::io::stdin();
+    // Somebody who tries this by hand need not type an end of file.
+    if !stdin.is_terminal() {
+        let read = stdin.take(bootstrap::MAX_INPUT).read_to_end(&mut input);
+        read.context("read what containerd says on standard input")?;
+    }
+    let (options, answer) = bootstrap::read(&input, flags, |name| std::env::var(name).ok())?;
     let address = spawn(options, &flags.id, Vec::new()).await?;
-    // containerd 1.7 finds the shim again by this file of the bundle when it has been restarted;
-    // newer ones keep what is printed.
+    // containerd 1.7 finds the shim again by this file of the bundle when it has been restarted, and
+    // `delete` its socket.
     std::fs::write(".address", &address)
-        .and_then(|()| std::fs::rename(".address", "address"))
+        .and_then(|()| std::fs::rename(".address", ADDRESS_FILE))
         .context("write the shim's address into the bundle")?;
-    let version = task_version(std::env::var("MAX_SHIM_VERSION").ok().as_deref());
-    let answer = serde_json::json!({ "version": version, "address": address, "protocol": "ttrpc" });
-    println!("{answer}");
-    Ok(())
-}
-
-/// What names the shim's socket, and more.
-fn options(flags: &Flags) -> StartOpts {
-    StartOpts {
-        id: flags.id.clone(),
-        publish_binary: flags.publish_binary.clone(),
-        address: flags.address.clone(),
-        namespace: flags.namespace.clone(),
-        debug: flags.debug,
-        ..Default::default()
-    }
-}
-
-/// The version to announce; a containerd that does not say what it understands is an old one.
-fn task_version(max: Option<&str>) -> u32 {
-    match max.and_then(|max| max.parse::<u32>().ok()) {
-        Some(3..) => 3,
-        _ => 2,
-    }
+    let answered = std::io::stdout().write_all(&answer.bytes(&address)?);
+    answered.context("tell containerd the shim's address")
 }
 
 fn delete(flags: &Flags) -> anyhow::Result<()> {
@@ -94,7 +81,9 @@ fn delete(flags: &Flags) -> anyhow::Result<()> {
     };
     let state = StateDir::at(&config.state, &flags.namespace, &flags.id)?;
     cleanup::clean_up(&state, &bundle)?;
-    remove_socket(&socket_path(&options(flags).socket_address(&flags.id)))?;
+    if let Ok(address) = std::fs::read_to_string(bundle.join(ADDRESS_FILE)) {
+        remove_socket(&socket_path(address.trim()))?;
+    }
     let response = DeleteResponse {
         exit_status: LOST,
         exited_at: MessageField::some(std::time::SystemTime::now().into()),
@@ -177,24 +166,6 @@ async fn ended(shutdown: &Notify) -> anyhow::Result<()> {
             () = shutdown.notified() => return Ok(()),
             _ = terminate.recv() => info!("SIGTERM is ignored"),
             _ = interrupt.recv() => info!("SIGINT is ignored"),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_newest_version_that_containerd_understands_is_announced() {
-        for (max, version) in [
-            (None, 2),
-            (Some("2"), 2),
-            (Some("3"), 3),
-            (Some("4"), 3),
-            (Some("x"), 2),
-        ] {
-            assert_eq!(task_version(max), version, "{max:?}");
         }
     }
 }

@@ -52,22 +52,7 @@ impl Runtime {
             drain(&process, deadline).await;
         }
 
-        let sandbox = {
-            let mut slot = self.slot();
-            match std::mem::replace(&mut *slot, Slot::Empty) {
-                Slot::Live {
-                    container, sandbox, ..
-                } => {
-                    *slot = Slot::Removing(container);
-                    Some(sandbox)
-                }
-                other => {
-                    *slot = other;
-                    None
-                }
-            }
-        };
-        if let Some(sandbox) = sandbox {
+        if let Some(sandbox) = self.take_sandbox() {
             if !sandbox.gone.is_told() {
                 let context = ttrpc::context::with_duration(DELETE_PATIENCE);
                 if let Err(e) = sandbox.agent.delete(context, &process_id(id, "")).await {
@@ -100,7 +85,8 @@ impl Runtime {
     }
 }
 
-/// How a process ended; one that was never started counts as ended now, and has no output.
+/// How a process ended; one that was never started counts as ended now, an init as killed (it waits
+/// for its start), and has no output.
 async fn over(process: &Process) -> Result<Exit> {
     let mut state = process.state.lock().await;
     match *state {
@@ -108,7 +94,7 @@ async fn over(process: &Process) -> Result<Exit> {
         State::Running => Err(TaskError::Precondition("the process is running".into())),
         State::Created => {
             let exit = Exit {
-                status: LOST,
+                status: if process.exec_id.is_empty() { LOST } else { 0 },
                 at: SystemTime::now(),
             };
             process.stop(&mut state, exit);

@@ -4,16 +4,21 @@ use std::time::{Duration, Instant, SystemTime};
 
 use agent_protocol::{self as agent, AgentClient};
 use containerd_shim::protos::events::task as event;
+use futures::future::join_all;
 use log::warn;
 use ttrpc::context::Context;
 
 use super::{Runtime, timestamp};
 use crate::container::{Exit, LOST, Process};
+use crate::error::chain;
 use crate::events::TaskEvent;
 use crate::supervise::Gone;
 
 /// How long the machine's own end may take to be noticed after the agent's connection has ended.
 const REASON_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the output of a container that has stopped may take before its end is told anyway.
+const OUTPUT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// A guest may say as often as it likes that it is out of memory; containerd hears it this often.
 const OOM_INTERVAL: Duration = Duration::from_secs(1);
@@ -69,7 +74,34 @@ impl Runtime {
             // The guest's clock is its own.
             at: SystemTime::now(),
         };
-        self.ended(&process, exit).await;
+        if !(process.exec_id.is_empty() && self.end_machine(&process, exit).await) {
+            self.ended(&process, exit).await;
+        }
+    }
+
+    /// Ends the machine of an init that is over, and tells the end then: a container that has stopped
+    /// holds no memory, and its pid is no process any more, as with runc. Not while output is on
+    /// its way to a slow reader: then Delete ends it.
+    async fn end_machine(&self, init: &Process, exit: Exit) -> bool {
+        let processes = match self.slot().container(&self.0.id) {
+            Ok(container) => container.processes(),
+            Err(_) => return false,
+        };
+        let flushed = join_all(processes.iter().map(|process| process.flushed()));
+        let flushed = tokio::time::timeout(OUTPUT_PATIENCE, flushed);
+        if flushed.await.is_err() {
+            return false;
+        }
+        init.note_last_word(exit);
+        let Some(sandbox) = self.take_sandbox() else {
+            return false;
+        };
+        if let Err(e) = sandbox.shut_down().await {
+            // Delete tries again.
+            warn!("end the machine of {}: {}", self.0.id, chain(&e));
+        }
+        self.machine_ended("its container has stopped").await;
+        true
     }
 
     /// The machine is over: so are all its processes.
@@ -79,7 +111,10 @@ impl Runtime {
             Err(_) => return,
         };
         let running: Vec<_> = processes.iter().filter(|p| p.exit().is_none()).collect();
-        if !running.is_empty() {
+        let expected = processes
+            .iter()
+            .any(|process| process.last_word().is_some());
+        if !expected && !running.is_empty() {
             warn!(
                 "the machine of {} ended under {} processes: {reason}",
                 self.0.id,
@@ -87,11 +122,12 @@ impl Runtime {
             );
         }
         for process in running {
-            let exit = Exit {
+            let lost = Exit {
                 status: LOST,
                 at: SystemTime::now(),
             };
-            self.ended(process, exit).await;
+            self.ended(process, process.last_word().unwrap_or(lost))
+                .await;
         }
     }
 

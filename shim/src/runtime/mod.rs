@@ -2,7 +2,8 @@
 //! project's own terms.
 //!
 //! ```text
-//! Empty ──create──▶ Live ──delete: the machine is ended──▶ Removing ──all is undone──▶ Empty
+//! Empty ──create──▶ Live ──the init is over, or delete: the machine is ended──▶ Stopped
+//!   ▲─────────────────────────── delete: all is undone ──────────────────────────┘
 //! ```
 //! Create and Delete take turns; whatever else is asked looks things up in the slot and waits for
 //! nothing but the agent. Each event is published where the change it tells of is made.
@@ -68,13 +69,13 @@ enum Slot {
         /// Served as long as this is here.
         _forwards: Forwards,
     },
-    Removing(Container),
+    Stopped(Container),
 }
 
 impl Slot {
     fn container(&mut self, id: &str) -> Result<&mut Container> {
         match self {
-            Self::Live { container, .. } | Self::Removing(container) if container.id == id => {
+            Self::Live { container, .. } | Self::Stopped(container) if container.id == id => {
                 Ok(container)
             }
             _ => Err(TaskError::NotFound(format!("container {id}"))),
@@ -366,10 +367,27 @@ impl Runtime {
     fn live(&self, id: &str, exec_id: &str) -> Result<(Arc<Process>, AgentClient)> {
         let mut slot = self.slot();
         let process = slot.container(id)?.process(exec_id)?;
-        if process.exit().is_some() {
+        if process.exit().is_some() || process.last_word().is_some() {
             return Err(TaskError::Finished);
         }
         Ok((process, slot.sandbox()?.agent.clone()))
+    }
+
+    /// Takes the machine, to end it.
+    fn take_sandbox(&self) -> Option<Box<Sandbox>> {
+        let mut slot = self.slot();
+        match std::mem::replace(&mut *slot, Slot::Empty) {
+            Slot::Live {
+                container, sandbox, ..
+            } => {
+                *slot = Slot::Stopped(container);
+                Some(sandbox)
+            }
+            other => {
+                *slot = other;
+                None
+            }
+        }
     }
 
     fn slot(&self) -> MutexGuard<'_, Slot> {

@@ -220,6 +220,10 @@ async fn a_life_is_told_in_order_and_leaves_nothing() {
     runtime.delete_exec(ID, "once").await.unwrap();
     runtime.kill(ID, "", 15, false).await.unwrap();
     runtime.process(ID, "").unwrap().wait().await;
+    assert!(
+        !fixture.state.path().exists(),
+        "the end of a container is told before its machine's"
+    );
     let (_, exit) = runtime.delete(ID).await.unwrap();
     assert_eq!(exit.status, 143);
     runtime.shut_down();
@@ -293,6 +297,14 @@ async fn a_container_that_was_never_started_can_be_deleted() {
         .await;
     let gone = fixture.runtime.delete(ID).await;
     assert!(matches!(gone, Err(TaskError::NotFound(_))));
+}
+
+#[tokio::test]
+async fn a_process_that_was_never_started_has_not_failed() {
+    let fixture = Fixture::new().await;
+    fixture.add("once").await.unwrap();
+    let (_, exit) = fixture.runtime.delete_exec(ID, "once").await.unwrap();
+    assert_eq!(exit.status, 0);
 }
 
 #[tokio::test]

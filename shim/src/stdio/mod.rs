@@ -19,6 +19,7 @@ use futures::future::join_all;
 use log::warn;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use self::input::Input;
 use self::logger::Logger;
@@ -91,6 +92,8 @@ pub struct Streams {
     stdin: Option<JoinHandle<()>>,
     /// Ends when all output is where it belongs.
     outputs: Option<JoinHandle<()>>,
+    /// Cancelled when `outputs` has ended.
+    flushed: CancellationToken,
     logger: Option<Logger>,
     input: Input,
 }
@@ -137,7 +140,8 @@ pub async fn open(
             copies.push(copy_out(expected, sink));
         }
     }
-    streams.outputs = Some(tokio::spawn(join_all(copies).map(drop)));
+    let flushed = streams.flushed.clone().drop_guard();
+    streams.outputs = Some(tokio::spawn(join_all(copies).map(|_| drop(flushed))));
     streams.logger = logger;
     Ok((streams, stdio))
 }
@@ -152,6 +156,17 @@ impl Streams {
     /// Lets the input end with its last writer but us, after what is in the pipe.
     pub fn close_stdin(&mut self) {
         self.input = Input::Released;
+    }
+
+    /// Waits until all output is where it belongs.
+    pub fn flushed(&self) -> impl Future<Output = ()> + use<> {
+        let flushed = self.flushed.clone();
+        let has_any = self.outputs.is_some();
+        async move {
+            if has_any {
+                flushed.cancelled().await;
+            }
+        }
     }
 
     /// Waits until all output has been copied, at most `patience`: a process that was left behind

@@ -1,0 +1,217 @@
+//! How containerd tells a starting shim what it needs, and is told where it listens
+//! (containerd's docs/runtime-v2.md §start, §bootstrap-protocol).
+//!
+//! Since containerd 2.3 both are protobuf messages on standard input and output. Older ones use
+//! flags, the environment, runtime options on standard input, and JSON.
+
+use anyhow::{Context, bail};
+use containerd_shim::bootstrap::{BootstrapParams, BootstrapResult};
+use containerd_shim::{Flags, StartOpts};
+use protobuf::Message;
+use protobuf::well_known_types::any::Any;
+
+/// Input that is longer is cut: containerd's own limit.
+pub const MAX_INPUT: u64 = 10 << 20;
+
+/// The newest version of the task service.
+const NEWEST: u32 = 3;
+
+/// How the shim's address is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// As JSON, announcing this version of the task service.
+    Json(u32),
+    /// As a `BootstrapResult`.
+    Message,
+}
+
+/// Reads what containerd has said: `input` is standard input, `variable` looks into the environment.
+///
+/// # Errors
+/// When it is meant for another shim, or does not name containerd's address for events.
+pub fn read(
+    input: &[u8],
+    flags: &Flags,
+    variable: impl Fn(&str) -> Option<String>,
+) -> anyhow::Result<(StartOpts, Answer)> {
+    let (options, answer) = match message(input, flags)? {
+        Some(params) => (StartOpts::from(params), Answer::Message),
+        None => (
+            older(input, flags, variable("TTRPC_ADDRESS")),
+            Answer::Json(version(variable("MAX_SHIM_VERSION").as_deref())),
+        ),
+    };
+    if options.ttrpc_address.is_empty() {
+        bail!("containerd does not say where it takes events (TTRPC_ADDRESS)");
+    }
+    Ok((options, answer))
+}
+
+impl Answer {
+    /// The bytes for standard output.
+    ///
+    /// # Errors
+    /// When they cannot be encoded.
+    pub fn bytes(self, address: &str) -> anyhow::Result<Vec<u8>> {
+        let protocol = "ttrpc";
+        match self {
+            Self::Json(version) => {
+                let answer = serde_json::json!(
+                    { "version": version, "address": address, "protocol": protocol });
+                Ok(answer.to_string().into_bytes())
+            }
+            Self::Message => {
+                let result = BootstrapResult {
+                    version: NEWEST.cast_signed(),
+                    address: address.to_owned(),
+                    protocol: protocol.to_owned(),
+                    ..Default::default()
+                };
+                result.write_to_bytes().context("encode the answer")
+            }
+        }
+    }
+}
+
+/// The message of a containerd that sends one.
+fn message(input: &[u8], flags: &Flags) -> anyhow::Result<Option<BootstrapParams>> {
+    let Ok(mut params) = BootstrapParams::parse_from_bytes(input) else {
+        return Ok(None);
+    };
+    if (&params.instance_id, &params.namespace) == (&flags.id, &flags.namespace) {
+        return Ok(Some(params));
+    }
+    let (id, namespace) = (
+        std::mem::take(&mut params.instance_id),
+        std::mem::take(&mut params.namespace),
+    );
+    // An older one's options are an `Any`, whose two fields look like these two, alone.
+    if params == BootstrapParams::default() {
+        return Ok(None);
+    }
+    bail!(
+        "this shim is for {}/{}, and containerd wants {namespace}/{id}",
+        flags.namespace,
+        flags.id
+    );
+}
+
+/// What an older containerd says with flags, environment and runtime options.
+fn older(input: &[u8], flags: &Flags, ttrpc_address: Option<String>) -> StartOpts {
+    let options = Any::parse_from_bytes(input).ok();
+    StartOpts {
+        id: flags.id.clone(),
+        publish_binary: flags.publish_binary.clone(),
+        address: flags.address.clone(),
+        ttrpc_address: ttrpc_address.unwrap_or_default(),
+        namespace: flags.namespace.clone(),
+        debug: flags.debug,
+        extensions: options
+            .filter(|options| !options.type_url.is_empty())
+            .into_iter()
+            .collect(),
+        ..Default::default()
+    }
+}
+
+/// The version to announce; a containerd that does not say what it understands is an old one.
+fn version(max: Option<&str>) -> u32 {
+    match max.and_then(|max| max.parse::<u32>().ok()) {
+        Some(NEWEST..) => NEWEST,
+        _ => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use containerd_shim::protos::shim::oci::Options;
+
+    use super::*;
+
+    fn flags() -> Flags {
+        Flags {
+            id: "tide".into(),
+            namespace: "sea".into(),
+            ..Default::default()
+        }
+    }
+
+    fn variable(name: &str) -> Option<String> {
+        (name == "TTRPC_ADDRESS").then(|| "unix:///events".to_owned())
+    }
+
+    #[test]
+    fn an_older_containerd_sends_options_and_gets_json() {
+        let options = Options {
+            shim_cgroup: "/shims".into(),
+            ..Default::default()
+        };
+        let any = Any {
+            type_url: "containerd.runc.v1.Options".into(),
+            value: options.write_to_bytes().unwrap(),
+            ..Default::default()
+        };
+        for (input, cgroup) in [
+            (any.write_to_bytes().unwrap(), Some("/shims")),
+            (Vec::new(), None),
+        ] {
+            let (start, answer) = read(&input, &flags(), variable).unwrap();
+            let sent = start.extension::<Options>().unwrap();
+            assert_eq!(sent.as_ref().map(|it| it.shim_cgroup.as_str()), cgroup);
+            assert_eq!(start.ttrpc_address, "unix:///events");
+            assert_eq!(answer, Answer::Json(2));
+            let json = answer.bytes("unix:///here").unwrap();
+            let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+            assert_eq!(
+                (&json["version"], &json["address"]),
+                (&2.into(), &"unix:///here".into())
+            );
+        }
+    }
+
+    #[test]
+    fn a_newer_containerd_sends_and_gets_a_message() {
+        let params = BootstrapParams {
+            instance_id: "tide".into(),
+            namespace: "sea".into(),
+            containerd_ttrpc_address: "unix:///newer".into(),
+            ..Default::default()
+        };
+        let input = params.write_to_bytes().unwrap();
+        let (start, answer) = read(&input, &flags(), |_| None).unwrap();
+        assert_eq!(start.ttrpc_address, "unix:///newer");
+        let result = BootstrapResult::parse_from_bytes(&answer.bytes("unix:///here").unwrap());
+        let result = result.unwrap();
+        assert_eq!(
+            (result.version, result.address.as_str()),
+            (3, "unix:///here")
+        );
+    }
+
+    #[test]
+    fn a_message_for_another_shim_and_one_without_an_address_are_refused() {
+        let other = BootstrapParams {
+            instance_id: "ebb".into(),
+            namespace: "sea".into(),
+            containerd_ttrpc_address: "unix:///newer".into(),
+            ..Default::default()
+        };
+        let error = read(&other.write_to_bytes().unwrap(), &flags(), variable).unwrap_err();
+        assert!(error.to_string().contains("sea/ebb"), "{error}");
+        let error = read(&[], &flags(), |_| None).unwrap_err();
+        assert!(error.to_string().contains("TTRPC_ADDRESS"), "{error}");
+    }
+
+    #[test]
+    fn the_newest_version_that_containerd_understands_is_announced() {
+        for (max, expected) in [
+            (None, 2),
+            (Some("2"), 2),
+            (Some("3"), 3),
+            (Some("4"), 3),
+            (Some("x"), 2),
+        ] {
+            assert_eq!(version(max), expected, "{max:?}");
+        }
+    }
+}
