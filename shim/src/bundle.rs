@@ -7,10 +7,13 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use log::warn;
 use oci_spec::runtime::{
-    LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount,
-    Process, Spec,
+    Capability, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, LinuxResources,
+    Mount, Process, Spec,
 };
+use serde::Deserialize;
+use serde_json::Value;
 
 use crate::hooks::Hooks;
 
@@ -106,11 +109,40 @@ pub fn load(bundle: &Path) -> Result<Spec, BundleError> {
         path: path.clone(),
         reason,
     };
-    let spec: Spec = serde_json::from_slice(&text).map_err(|e| corrupt(e.to_string()))?;
+    let mut json: Value = serde_json::from_slice(&text).map_err(|e| corrupt(e.to_string()))?;
+    forget_unknown_capabilities(&mut json["process"]);
+    let mut spec: Spec = serde_json::from_value(json).map_err(|e| corrupt(e.to_string()))?;
+    let mounts = spec.mounts_mut().iter_mut().flatten();
+    for mount in mounts.filter(|mount| is_bind(mount)) {
+        // A path relative to the bundle, unless it is absolute.
+        let source = mount.source().as_ref().map(|source| bundle.join(source));
+        mount.set_source(source);
+    }
     match &spec {
         spec if spec.process().is_none() => Err(corrupt("it has no process".into())),
         spec if spec.root().is_none() => Err(corrupt("it has no root".into())),
         _ => Ok(spec),
+    }
+}
+
+/// Drops the capabilities that no kernel of ours has. They are no errors: an engine lists what its
+/// own kernel knows (OCI runtime-spec 1.2, config.md "Linux Process").
+fn forget_unknown_capabilities(process: &mut Value) {
+    let sets = process
+        .get_mut("capabilities")
+        .and_then(Value::as_object_mut);
+    for names in sets
+        .into_iter()
+        .flat_map(serde_json::Map::values_mut)
+        .filter_map(Value::as_array_mut)
+    {
+        names.retain(|name| {
+            let known = Capability::deserialize(name).is_ok();
+            if !known {
+                warn!("process.capabilities: the guest has no {name}");
+            }
+            known
+        });
     }
 }
 
@@ -156,11 +188,14 @@ pub fn translate(mut spec: Spec, id: &str, share: &Path) -> Result<Guest, Unsupp
                 "user namespaces come with a later version",
             );
         }
-        let (namespaces, network) = namespaces(linux.namespaces().clone().unwrap_or_default())?;
+        let (namespaces, network) = namespaces(linux.namespaces().as_deref().unwrap_or_default())?;
         linux.set_namespaces(Some(namespaces));
         network_namespace = network;
         for device in linux.devices().iter().flatten() {
             check_device(device)?;
+        }
+        if let Some(resources) = linux.resources() {
+            check_limits(resources)?;
         }
         // The guest's cgroups are its own: names of the host's, systemd's slices among them, mean
         // nothing there.
@@ -200,7 +235,9 @@ pub fn translate_process(json: &[u8], terminal: bool) -> Result<Vec<u8>, Malform
         what: "process",
         source,
     };
-    let mut process: Process = serde_json::from_slice(json).map_err(malformed)?;
+    let mut process: Value = serde_json::from_slice(json).map_err(malformed)?;
+    forget_unknown_capabilities(&mut process);
+    let mut process: Process = serde_json::from_value(process).map_err(malformed)?;
     drop_labels(&mut process);
     process.set_terminal(Some(terminal));
     serde_json::to_vec(&process).map_err(malformed)
@@ -229,11 +266,17 @@ fn drop_labels(process: &mut Process) {
 
 /// The namespaces that the guest makes, and the path of the network's.
 fn namespaces(
-    asked: Vec<LinuxNamespace>,
+    asked: &[LinuxNamespace],
 ) -> Result<(Vec<LinuxNamespace>, Option<PathBuf>), Unsupported> {
-    let mut kept = Vec::new();
+    let mut kept: Vec<LinuxNamespace> = Vec::new();
     let mut network = None;
-    for namespace in asked {
+    for (number, namespace) in asked.iter().enumerate() {
+        if asked[..number].iter().any(|n| n.typ() == namespace.typ()) {
+            return unsupported(
+                &format!("linux.namespaces[{}]", namespace.typ()),
+                "there is one of this type already",
+            );
+        }
         let path = namespace
             .path()
             .clone()
@@ -253,23 +296,32 @@ fn namespaces(
                     "a namespace of the host cannot be joined from a virtual machine",
                 );
             }
-            _ => kept.push(namespace),
+            _ => kept.push(namespace.clone()),
         }
     }
     Ok((kept, network))
 }
 
+fn has_option(mount: &Mount, wanted: &str) -> bool {
+    let mut options = mount.options().iter().flatten();
+    options.any(|option| option == wanted)
+}
+
+fn is_bind(mount: &Mount) -> bool {
+    mount.typ().as_deref() == Some("bind")
+        || has_option(mount, "bind")
+        || has_option(mount, "rbind")
+}
+
 /// What `mount` needs of the host, if anything.
 fn volume(mount: &Mount, number: usize) -> Result<Option<Volume>, Unsupported> {
-    let option = |wanted: &str| {
-        mount
-            .options()
-            .iter()
-            .flatten()
-            .any(|option| option == wanted)
-    };
-    let is_bind = mount.typ().as_deref() == Some("bind") || option("bind") || option("rbind");
-    if !is_bind {
+    if has_option(mount, "tmpcopyup") {
+        return unsupported(
+            "mounts[].options[tmpcopyup]",
+            "it comes with a later version",
+        );
+    }
+    if !is_bind(mount) {
         return Ok(None);
     }
     if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
@@ -280,12 +332,9 @@ fn volume(mount: &Mount, number: usize) -> Result<Option<Volume>, Unsupported> {
     }
     let source = mount.source().clone().unwrap_or_default();
     if !source.is_absolute() {
-        return unsupported(
-            "mounts[].source",
-            "the source of a bind mount is an absolute path",
-        );
+        return unsupported("mounts[].source", "a bind mount needs a source");
     }
-    let read_only = option("ro");
+    let read_only = has_option(mount, "ro");
     Ok(Some(Volume {
         source,
         name: number.to_string(),
@@ -309,6 +358,12 @@ fn check_device(device: &LinuxDevice) -> Result<(), Unsupported> {
         (10, 200),
         (10, 229),
     ];
+    if !device.path().starts_with("/dev") {
+        return unsupported(
+            &format!("linux.devices[{}]", device.path().display()),
+            "devices outside /dev come with a later version",
+        );
+    }
     let known = VIRTUAL.contains(&(device.major(), device.minor()))
         && matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U);
     if known || device.typ() == LinuxDeviceType::P {
@@ -318,6 +373,59 @@ fn check_device(device: &LinuxDevice) -> Result<(), Unsupported> {
         &format!("linux.devices[{}]", device.path().display()),
         "the host's devices are not in the virtual machine",
     )
+}
+
+/// Limits for devices of the host, which are not there, and for controllers that cgroup v2 does not
+/// have, as the guest's cgroups are of that version.
+fn check_limits(resources: &LinuxResources) -> Result<(), Unsupported> {
+    if let Some(io) = resources.block_io() {
+        for (name, is_set) in [
+            ("weightDevice", !none(io.weight_device())),
+            (
+                "throttleReadBpsDevice",
+                !none(io.throttle_read_bps_device()),
+            ),
+            (
+                "throttleWriteBpsDevice",
+                !none(io.throttle_write_bps_device()),
+            ),
+            (
+                "throttleReadIOPSDevice",
+                !none(io.throttle_read_iops_device()),
+            ),
+            (
+                "throttleWriteIOPSDevice",
+                !none(io.throttle_write_iops_device()),
+            ),
+        ] {
+            if is_set {
+                return unsupported(
+                    &format!("linux.resources.blockIO.{name}"),
+                    "the host's devices are not in the virtual machine",
+                );
+            }
+        }
+    }
+    if let Some(network) = resources.network()
+        && (network.class_id().is_some() || !none(network.priorities()))
+    {
+        return unsupported("linux.resources.network", "cgroup v2 has no such limits");
+    }
+    if resources
+        .rdma()
+        .as_ref()
+        .is_some_and(|rdma| !rdma.is_empty())
+    {
+        return unsupported(
+            "linux.resources.rdma",
+            "the host's devices are not in the virtual machine",
+        );
+    }
+    Ok(())
+}
+
+fn none<T>(list: &Option<Vec<T>>) -> bool {
+    list.as_ref().is_none_or(Vec::is_empty)
 }
 
 fn unsupported<T>(field: &str, reason: &'static str) -> Result<T, Unsupported> {
@@ -443,8 +551,33 @@ mod tests {
                 "linux.devices[/dev/sda]",
             ),
             (
-                json!({ "mounts": [ { "destination": "/a", "type": "bind", "source": "a" } ] }),
+                linux(json!({ "namespaces": [ { "type": "ipc" }, { "type": "ipc" } ] })),
+                "linux.namespaces[ipc]",
+            ),
+            (
+                linux(
+                    json!({ "devices": [ { "path": "/srv/null", "type": "c", "major": 1, "minor": 3 } ] }),
+                ),
+                "linux.devices[/srv/null]",
+            ),
+            (
+                linux(
+                    json!({ "resources": { "blockIO": { "throttleReadBpsDevice": [
+                    { "major": 254, "minor": 0, "rate": 1 } ] } } }),
+                ),
+                "linux.resources.blockIO.throttleReadBpsDevice",
+            ),
+            (
+                linux(json!({ "resources": { "network": { "classID": 7 } } })),
+                "linux.resources.network",
+            ),
+            (
+                json!({ "mounts": [ { "destination": "/a", "options": [ "bind" ] } ] }),
                 "mounts[].source",
+            ),
+            (
+                json!({ "mounts": [ { "destination": "/a", "type": "tmpfs", "options": [ "tmpcopyup" ] } ] }),
+                "mounts[].options[tmpcopyup]",
             ),
         ] {
             let error = guest(&change).unwrap_err();
@@ -498,6 +631,29 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn what_is_relative_is_in_the_bundle_and_what_is_unknown_is_forgotten() {
+        let bundle = tempfile::tempdir().unwrap();
+        let caps = json!({ "bounding": [ "CAP_KILL", "CAP_OF_THE_FUTURE" ] });
+        let text = serde_json::to_string(&spec(&json!({ "mounts": [
+            { "destination": "/a", "source": "a", "options": [ "bind" ] },
+            { "destination": "/b", "source": "/b", "options": [ "rbind" ] },
+            { "destination": "/c", "source": "tmpfs", "type": "tmpfs" },
+        ] })));
+        let mut json: Value = serde_json::from_str(&text.unwrap()).unwrap();
+        json["process"]["capabilities"] = caps;
+        std::fs::write(bundle.path().join("config.json"), json.to_string()).unwrap();
+
+        let spec = load(bundle.path()).unwrap();
+
+        let sources = spec.mounts().iter().flatten().map(Mount::source);
+        let sources: Vec<PathBuf> = sources.flatten().cloned().collect();
+        let in_bundle = bundle.path().join("a");
+        assert_eq!(sources, [in_bundle, "/b".into(), "tmpfs".into()]);
+        let kept = spec.process().clone().unwrap().capabilities().clone();
+        assert_eq!(kept.unwrap().bounding(), &Some([Capability::Kill].into()));
     }
 
     #[test]
