@@ -201,6 +201,7 @@ async fn try_create(
     let bundle = write_bundle(id, plan)?;
     make_directory(Path::new(CONTAINERS))?;
     make_directory(Path::new(CONSOLES))?;
+    set_network_sysctls(plan)?;
     let streams = Streams::connect(host, ports, Path::new(CONSOLES), &unique_name()).await?;
     let (report, reporter) = Report::open()?;
 
@@ -308,6 +309,20 @@ fn filter_devices(id: &str, plan: &Plan) -> io::Result<()> {
     let cgroup = fs::File::open(Cgroup::at(&plan::cgroup_path(id)).directory())?;
     let program = sys::load_device_filter(&plan.device_filter)?;
     sys::attach_device_filter(cgroup.as_fd(), program.as_fd())
+}
+
+/// The network is the machine's, which is this sandbox's alone.
+fn set_network_sysctls(plan: &Plan) -> Result<(), CreateError> {
+    for (name, value) in &plan.network_sysctls {
+        // No dot is left that could lead out of the directory.
+        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        fs::write(&path, value).map_err(|source| CreateError::File {
+            action: "write",
+            path,
+            source,
+        })?;
+    }
+    Ok(())
 }
 
 pub(super) fn make_directory(path: &Path) -> Result<(), CreateError> {
