@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::hooks::Hooks;
+use crate::state_dir::Sharing;
 
 /// Larger configurations are not read: containerd's are a few KiB.
 const MAX_CONFIG: u64 = 16 << 20;
@@ -73,8 +74,8 @@ pub struct Volume {
     pub source: PathBuf,
     /// Name below the container's `mounts` directory on the share.
     pub name: String,
-    /// Whether the host's side has to be read-only too.
-    pub read_only: bool,
+    /// What of it is shared, and how.
+    pub sharing: Sharing,
 }
 
 /// What a container becomes in its guest.
@@ -111,6 +112,7 @@ pub fn load(bundle: &Path) -> Result<Spec, BundleError> {
     };
     let mut json: Value = serde_json::from_slice(&text).map_err(|e| corrupt(e.to_string()))?;
     forget_unknown_capabilities(&mut json["process"]);
+    spell_scheduler_flags(&mut json["process"]);
     let mut spec: Spec = serde_json::from_value(json).map_err(|e| corrupt(e.to_string()))?;
     let mounts = spec.mounts_mut().iter_mut().flatten();
     for mount in mounts.filter(|mount| is_bind(mount)) {
@@ -122,6 +124,18 @@ pub fn load(bundle: &Path) -> Result<Spec, BundleError> {
         spec if spec.process().is_none() => Err(corrupt("it has no process".into())),
         spec if spec.root().is_none() => Err(corrupt("it has no root".into())),
         _ => Ok(spec),
+    }
+}
+
+/// Spells the scheduler's flags as the library does that reads them, which has two of them wrong.
+fn spell_scheduler_flags(process: &mut Value) {
+    let flags = process.pointer_mut("/scheduler/flags");
+    for flag in flags.and_then(Value::as_array_mut).into_iter().flatten() {
+        match flag.as_str() {
+            Some("SCHED_FLAG_RESET_ON_FORK") => *flag = "SCHED_RESET_ON_FORK".into(),
+            Some("SCHED_FLAG_DL_OVERRUN") => *flag = "SCHED_FLAG_D_L_OVERRUN".into(),
+            _ => {}
+        }
     }
 }
 
@@ -237,6 +251,7 @@ pub fn translate_process(json: &[u8], terminal: bool) -> Result<Vec<u8>, Malform
     };
     let mut process: Value = serde_json::from_slice(json).map_err(malformed)?;
     forget_unknown_capabilities(&mut process);
+    spell_scheduler_flags(&mut process);
     let mut process: Process = serde_json::from_value(process).map_err(malformed)?;
     drop_labels(&mut process);
     process.set_terminal(Some(terminal));
@@ -334,11 +349,14 @@ fn volume(mount: &Mount, number: usize) -> Result<Option<Volume>, Unsupported> {
     if !source.is_absolute() {
         return unsupported("mounts[].source", "a bind mount needs a source");
     }
-    let read_only = has_option(mount, "ro");
+    let sharing = Sharing {
+        recursive: !has_option(mount, "bind") || has_option(mount, "rbind"),
+        read_only: has_option(mount, "ro"),
+    };
     Ok(Some(Volume {
         source,
         name: number.to_string(),
-        read_only,
+        sharing,
     }))
 }
 
@@ -513,10 +531,13 @@ mod tests {
                 &Some("/share/tide/mounts/1".into())
             ]
         );
-        let volume = |source: &str, name: &str, read_only| Volume {
+        let volume = |source: &str, name: &str, both| Volume {
             source: source.into(),
             name: name.into(),
-            read_only,
+            sharing: Sharing {
+                recursive: both,
+                read_only: both,
+            },
         };
         assert_eq!(
             guest.volumes,
