@@ -18,9 +18,16 @@ pub struct Change {
     pub flags: MsFlags,
 }
 
-/// Options that have no effect on any file system of the guest: the kernel has not looked at the
-/// first two for years and logs as it likes.
-const WITHOUT_EFFECT: [&str; 4] = ["iversion", "noiversion", "silent", "loud"];
+/// Options that libcontainer does not know, so that it gives them to the file system, which refuses
+/// them. The first four have no effect on any file system of the guest.
+const NOT_PASSED_ON: [&str; 6] = [
+    "iversion",
+    "noiversion",
+    "silent",
+    "loud",
+    "symfollow",
+    "nosymfollow",
+];
 
 /// The changes that the options of `mounts` ask for, in their order; takes out of them what would be
 /// an error for libcontainer.
@@ -45,13 +52,16 @@ pub fn changes(mounts: &mut [Mount]) -> Vec<Change> {
             changes.push(change(MsFlags::MS_REMOUNT | writes));
         }
         changes.extend(options.iter().filter_map(|o| propagation(o)).map(change));
-        if options
-            .iter()
-            .any(|option| WITHOUT_EFFECT.contains(&option.as_str()))
-        {
-            let kept = options.into_iter();
-            let kept = kept.filter(|option| !WITHOUT_EFFECT.contains(&option.as_str()));
-            mount.set_options(Some(kept.collect()));
+        let follows = options.iter().rfind(|option| option.ends_with("symfollow"));
+        let keeps_links = follows.is_some_and(|option| option == "nosymfollow");
+        let mut kept = options.clone();
+        kept.retain(|option| !NOT_PASSED_ON.contains(&option.as_str()));
+        if keeps_links {
+            // The one that libcontainer knows, the same for what has no mounts below.
+            kept.push("rnosymfollow".to_owned());
+        }
+        if kept != options {
+            mount.set_options(Some(kept));
         }
     }
     changes
@@ -114,6 +124,17 @@ mod tests {
         assert_eq!(flags(&["sync", "dirsync"]), [sync | MsFlags::MS_DIRSYNC]);
         assert_eq!(flags(&["sync", "async"]), []);
         assert_eq!(flags(&["bind", "sync"]), []);
+    }
+
+    #[test]
+    fn links_are_followed_as_the_last_option_says() {
+        let options = |options: &[&str]| {
+            let mut mounts = mounts(options);
+            changes(&mut mounts);
+            mounts.remove(0).options().clone().unwrap()
+        };
+        assert_eq!(options(&["symfollow", "nosymfollow"]), ["rnosymfollow"]);
+        assert_eq!(options(&["nosymfollow", "symfollow"]), [""; 0]);
     }
 
     #[test]
