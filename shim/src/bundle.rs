@@ -7,13 +7,17 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use log::warn;
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType,
-    LinuxResources, Mount, Process, Spec,
+    Capability, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespace,
+    LinuxNamespaceType, LinuxResources, Mount, Process, Spec,
 };
+use serde::Deserialize;
+use serde_json::Value;
 
 use crate::hooks::Hooks;
 use crate::idmap::IdMaps;
+use crate::state_dir::Sharing;
 
 /// Larger configurations are not read: containerd's are a few KiB.
 const MAX_CONFIG: u64 = 16 << 20;
@@ -71,10 +75,8 @@ pub struct Volume {
     pub source: PathBuf,
     /// Name below the container's `mounts` directory on the share.
     pub name: String,
-    /// Whether the host's side has to be read-only too.
-    pub read_only: bool,
-    /// Whose files they are in the container, if not the same users'.
-    pub id_maps: Option<IdMaps>,
+    /// What of it is shared, and how.
+    pub sharing: Sharing,
 }
 
 /// What a container becomes in its guest.
@@ -109,11 +111,53 @@ pub fn load(bundle: &Path) -> Result<Spec, BundleError> {
         path: path.clone(),
         reason,
     };
-    let spec: Spec = serde_json::from_slice(&text).map_err(|e| corrupt(e.to_string()))?;
+    let mut json: Value = serde_json::from_slice(&text).map_err(|e| corrupt(e.to_string()))?;
+    forget_unknown_capabilities(&mut json["process"]);
+    spell_scheduler_flags(&mut json["process"]);
+    let mut spec: Spec = serde_json::from_value(json).map_err(|e| corrupt(e.to_string()))?;
+    let mounts = spec.mounts_mut().iter_mut().flatten();
+    for mount in mounts.filter(|mount| is_bind(mount)) {
+        // A path relative to the bundle, unless it is absolute.
+        let source = mount.source().as_ref().map(|source| bundle.join(source));
+        mount.set_source(source);
+    }
     match &spec {
         spec if spec.process().is_none() => Err(corrupt("it has no process".into())),
         spec if spec.root().is_none() => Err(corrupt("it has no root".into())),
         _ => Ok(spec),
+    }
+}
+
+/// Spells the scheduler's flags as the library does that reads them, which has two of them wrong.
+fn spell_scheduler_flags(process: &mut Value) {
+    let flags = process.pointer_mut("/scheduler/flags");
+    for flag in flags.and_then(Value::as_array_mut).into_iter().flatten() {
+        match flag.as_str() {
+            Some("SCHED_FLAG_RESET_ON_FORK") => *flag = "SCHED_RESET_ON_FORK".into(),
+            Some("SCHED_FLAG_DL_OVERRUN") => *flag = "SCHED_FLAG_D_L_OVERRUN".into(),
+            _ => {}
+        }
+    }
+}
+
+/// Drops the capabilities that no kernel of ours has. They are no errors: an engine lists what its
+/// own kernel knows (OCI runtime-spec 1.2, config.md "Linux Process").
+fn forget_unknown_capabilities(process: &mut Value) {
+    let sets = process
+        .get_mut("capabilities")
+        .and_then(Value::as_object_mut);
+    for names in sets
+        .into_iter()
+        .flat_map(serde_json::Map::values_mut)
+        .filter_map(Value::as_array_mut)
+    {
+        names.retain(|name| {
+            let known = Capability::deserialize(name).is_ok();
+            if !known {
+                warn!("process.capabilities: the guest has no {name}");
+            }
+            known
+        });
     }
 }
 
@@ -150,11 +194,14 @@ pub fn translate(mut spec: Spec, id: &str, share: &Path) -> Result<Guest, Unsupp
                 "the guest's processor has no such resources",
             );
         }
-        let (namespaces, network) = namespaces(linux.namespaces().clone().unwrap_or_default())?;
+        let (namespaces, network) = namespaces(linux.namespaces().as_deref().unwrap_or_default())?;
         linux.set_namespaces(Some(namespaces));
         network_namespace = network;
         for device in linux.devices().iter().flatten() {
             check_device(device)?;
+        }
+        if let Some(resources) = linux.resources() {
+            check_limits(resources)?;
         }
         // The guest's cgroups are its own: names of the host's, systemd's slices among them, mean
         // nothing there.
@@ -194,7 +241,10 @@ pub fn translate_process(json: &[u8], terminal: bool) -> Result<Vec<u8>, Malform
         what: "process",
         source,
     };
-    let mut process: Process = serde_json::from_slice(json).map_err(malformed)?;
+    let mut process: Value = serde_json::from_slice(json).map_err(malformed)?;
+    forget_unknown_capabilities(&mut process);
+    spell_scheduler_flags(&mut process);
+    let mut process: Process = serde_json::from_value(process).map_err(malformed)?;
     drop_labels(&mut process);
     process.set_terminal(Some(terminal));
     serde_json::to_vec(&process).map_err(malformed)
@@ -223,11 +273,17 @@ fn drop_labels(process: &mut Process) {
 
 /// The namespaces that the guest makes, and the path of the network's.
 fn namespaces(
-    asked: Vec<LinuxNamespace>,
+    asked: &[LinuxNamespace],
 ) -> Result<(Vec<LinuxNamespace>, Option<PathBuf>), Unsupported> {
-    let mut kept = Vec::new();
+    let mut kept: Vec<LinuxNamespace> = Vec::new();
     let mut network = None;
-    for namespace in asked {
+    for (number, namespace) in asked.iter().enumerate() {
+        if asked[..number].iter().any(|n| n.typ() == namespace.typ()) {
+            return unsupported(
+                &format!("linux.namespaces[{}]", namespace.typ()),
+                "there is one of this type already",
+            );
+        }
         let path = namespace
             .path()
             .clone()
@@ -241,10 +297,21 @@ fn namespaces(
                     "a namespace of the host cannot be joined from a virtual machine",
                 );
             }
-            _ => kept.push(namespace),
+            _ => kept.push(namespace.clone()),
         }
     }
     Ok((kept, network))
+}
+
+fn has_option(mount: &Mount, wanted: &str) -> bool {
+    let mut options = mount.options().iter().flatten();
+    options.any(|option| option == wanted)
+}
+
+fn is_bind(mount: &Mount) -> bool {
+    mount.typ().as_deref() == Some("bind")
+        || has_option(mount, "bind")
+        || has_option(mount, "rbind")
 }
 
 /// What `mount` needs of the host, if anything. What the host does is taken out of it.
@@ -253,9 +320,47 @@ fn volume(
     number: usize,
     container: Option<&Maps>,
 ) -> Result<Option<Volume>, Unsupported> {
-    let options = mount.options().clone().unwrap_or_default();
-    let option = |wanted: &str| options.iter().any(|option| option == wanted);
-    let is_bind = mount.typ().as_deref() == Some("bind") || option("bind") || option("rbind");
+    if has_option(mount, "tmpcopyup") {
+        return unsupported(
+            "mounts[].options[tmpcopyup]",
+            "it comes with a later version",
+        );
+    }
+    let id_maps = id_maps(mount, container)?;
+    if !is_bind(mount) {
+        return match id_maps {
+            None => Ok(None),
+            Some(_) => unsupported("mounts[].uidMappings", "only bind mounts can be idmapped"),
+        };
+    }
+    let source = mount.source().clone().unwrap_or_default();
+    if !source.is_absolute() {
+        return unsupported("mounts[].source", "a bind mount needs a source");
+    }
+    let sharing = Sharing {
+        recursive: !has_option(mount, "bind") || has_option(mount, "rbind"),
+        read_only: has_option(mount, "ro"),
+        id_maps,
+    };
+    let options = mount.options().iter().flatten();
+    let for_guest = options.filter(|it| !matches!(it.as_str(), "idmap" | "ridmap"));
+    let for_guest = for_guest.cloned().collect();
+    mount
+        .set_options(Some(for_guest))
+        .set_uid_mappings(None)
+        .set_gid_mappings(None);
+    Ok(Some(Volume {
+        source,
+        name: number.to_string(),
+        sharing,
+    }))
+}
+
+/// Maps of users and of groups.
+type Maps = (Vec<LinuxIdMapping>, Vec<LinuxIdMapping>);
+
+/// Which ids `mount` maps, by its own maps or those of the container's user namespace.
+fn id_maps(mount: &Mount, container: Option<&Maps>) -> Result<Option<IdMaps>, Unsupported> {
     let own = match (mount.uid_mappings().clone(), mount.gid_mappings().clone()) {
         (None, None) => None,
         (Some(users), Some(groups)) => Some((users, groups)),
@@ -266,52 +371,22 @@ fn volume(
             );
         }
     };
-    let is_mapped = own.is_some() || option("idmap") || option("ridmap");
-    if !is_bind && is_mapped {
-        return unsupported("mounts[].uidMappings", "only bind mounts can be idmapped");
-    }
-    if !is_bind {
+    let recursive = has_option(mount, "ridmap");
+    if own.is_none() && !recursive && !has_option(mount, "idmap") {
         return Ok(None);
     }
-    let source = mount.source().clone().unwrap_or_default();
-    if !source.is_absolute() {
+    let Some((users, groups)) = own.or_else(|| container.cloned()) else {
         return unsupported(
-            "mounts[].source",
-            "the source of a bind mount is an absolute path",
+            "mounts[].options[idmap]",
+            "neither the mount nor a user namespace says which ids to map",
         );
-    }
-    let id_maps = match own.or_else(|| container.cloned()) {
-        _ if !is_mapped => None,
-        Some((users, groups)) => Some(IdMaps {
-            users,
-            groups,
-            recursive: option("ridmap"),
-        }),
-        None => {
-            return unsupported(
-                "mounts[].options[idmap]",
-                "neither the mount nor a user namespace says which ids to map",
-            );
-        }
     };
-    let read_only = option("ro");
-    let for_guest = options
-        .iter()
-        .filter(|it| !matches!(it.as_str(), "idmap" | "ridmap"));
-    mount
-        .set_options(Some(for_guest.cloned().collect()))
-        .set_uid_mappings(None)
-        .set_gid_mappings(None);
-    Ok(Some(Volume {
-        source,
-        name: number.to_string(),
-        read_only,
-        id_maps,
+    Ok(Some(IdMaps {
+        users,
+        groups,
+        recursive,
     }))
 }
-
-/// Maps of users and of groups.
-type Maps = (Vec<LinuxIdMapping>, Vec<LinuxIdMapping>);
 
 /// The maps of a container's user namespace.
 fn id_maps_of(linux: &Linux) -> Option<Maps> {
@@ -334,6 +409,12 @@ fn check_device(device: &LinuxDevice) -> Result<(), Unsupported> {
         (10, 200),
         (10, 229),
     ];
+    if !device.path().starts_with("/dev") {
+        return unsupported(
+            &format!("linux.devices[{}]", device.path().display()),
+            "devices outside /dev come with a later version",
+        );
+    }
     let known = VIRTUAL.contains(&(device.major(), device.minor()))
         && matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U);
     if known || device.typ() == LinuxDeviceType::P {
@@ -343,6 +424,59 @@ fn check_device(device: &LinuxDevice) -> Result<(), Unsupported> {
         &format!("linux.devices[{}]", device.path().display()),
         "the host's devices are not in the virtual machine",
     )
+}
+
+/// Limits for devices of the host, which are not there, and for controllers that cgroup v2 does not
+/// have, as the guest's cgroups are of that version.
+fn check_limits(resources: &LinuxResources) -> Result<(), Unsupported> {
+    if let Some(io) = resources.block_io() {
+        for (name, is_set) in [
+            ("weightDevice", !none(io.weight_device())),
+            (
+                "throttleReadBpsDevice",
+                !none(io.throttle_read_bps_device()),
+            ),
+            (
+                "throttleWriteBpsDevice",
+                !none(io.throttle_write_bps_device()),
+            ),
+            (
+                "throttleReadIOPSDevice",
+                !none(io.throttle_read_iops_device()),
+            ),
+            (
+                "throttleWriteIOPSDevice",
+                !none(io.throttle_write_iops_device()),
+            ),
+        ] {
+            if is_set {
+                return unsupported(
+                    &format!("linux.resources.blockIO.{name}"),
+                    "the host's devices are not in the virtual machine",
+                );
+            }
+        }
+    }
+    if let Some(network) = resources.network()
+        && (network.class_id().is_some() || !none(network.priorities()))
+    {
+        return unsupported("linux.resources.network", "cgroup v2 has no such limits");
+    }
+    if resources
+        .rdma()
+        .as_ref()
+        .is_some_and(|rdma| !rdma.is_empty())
+    {
+        return unsupported(
+            "linux.resources.rdma",
+            "the host's devices are not in the virtual machine",
+        );
+    }
+    Ok(())
+}
+
+fn none<T>(list: &Option<Vec<T>>) -> bool {
+    list.as_ref().is_none_or(Vec::is_empty)
 }
 
 fn unsupported<T>(field: &str, reason: &'static str) -> Result<T, Unsupported> {
@@ -430,11 +564,14 @@ mod tests {
                 &Some("/share/tide/mounts/1".into())
             ]
         );
-        let volume = |source: &str, name: &str, read_only| Volume {
+        let volume = |source: &str, name: &str, both| Volume {
             source: source.into(),
             name: name.into(),
-            read_only,
-            id_maps: None,
+            sharing: Sharing {
+                recursive: both,
+                read_only: both,
+                id_maps: None,
+            },
         };
         assert_eq!(
             guest.volumes,
@@ -463,7 +600,7 @@ mod tests {
         let by_nobody = guest(&json!({ "mounts": mount(&json!({})) })).unwrap_err();
 
         let hosts = |guest: &Guest| {
-            let maps = guest.volumes[0].id_maps.as_ref().unwrap();
+            let maps = guest.volumes[0].sharing.id_maps.as_ref().unwrap();
             assert!(maps.recursive);
             (maps.users[0].host_id(), maps.groups[0].host_id())
         };
@@ -493,8 +630,33 @@ mod tests {
                 "linux.devices[/dev/sda]",
             ),
             (
-                json!({ "mounts": [ { "destination": "/a", "type": "bind", "source": "a" } ] }),
+                linux(json!({ "namespaces": [ { "type": "ipc" }, { "type": "ipc" } ] })),
+                "linux.namespaces[ipc]",
+            ),
+            (
+                linux(
+                    json!({ "devices": [ { "path": "/srv/null", "type": "c", "major": 1, "minor": 3 } ] }),
+                ),
+                "linux.devices[/srv/null]",
+            ),
+            (
+                linux(
+                    json!({ "resources": { "blockIO": { "throttleReadBpsDevice": [
+                    { "major": 254, "minor": 0, "rate": 1 } ] } } }),
+                ),
+                "linux.resources.blockIO.throttleReadBpsDevice",
+            ),
+            (
+                linux(json!({ "resources": { "network": { "classID": 7 } } })),
+                "linux.resources.network",
+            ),
+            (
+                json!({ "mounts": [ { "destination": "/a", "options": [ "bind" ] } ] }),
                 "mounts[].source",
+            ),
+            (
+                json!({ "mounts": [ { "destination": "/a", "type": "tmpfs", "options": [ "tmpcopyup" ] } ] }),
+                "mounts[].options[tmpcopyup]",
             ),
         ] {
             let error = guest(&change).unwrap_err();
@@ -548,6 +710,29 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn what_is_relative_is_in_the_bundle_and_what_is_unknown_is_forgotten() {
+        let bundle = tempfile::tempdir().unwrap();
+        let caps = json!({ "bounding": [ "CAP_KILL", "CAP_OF_THE_FUTURE" ] });
+        let text = serde_json::to_string(&spec(&json!({ "mounts": [
+            { "destination": "/a", "source": "a", "options": [ "bind" ] },
+            { "destination": "/b", "source": "/b", "options": [ "rbind" ] },
+            { "destination": "/c", "source": "tmpfs", "type": "tmpfs" },
+        ] })));
+        let mut json: Value = serde_json::from_str(&text.unwrap()).unwrap();
+        json["process"]["capabilities"] = caps;
+        std::fs::write(bundle.path().join("config.json"), json.to_string()).unwrap();
+
+        let spec = load(bundle.path()).unwrap();
+
+        let sources = spec.mounts().iter().flatten().map(Mount::source);
+        let sources: Vec<PathBuf> = sources.flatten().cloned().collect();
+        let in_bundle = bundle.path().join("a");
+        assert_eq!(sources, [in_bundle, "/b".into(), "tmpfs".into()]);
+        let kept = spec.process().clone().unwrap().capabilities().clone();
+        assert_eq!(kept.unwrap().bounding(), &Some([Capability::Kill].into()));
     }
 
     #[test]

@@ -33,14 +33,15 @@ pub struct IdMaps {
     pub recursive: bool,
 }
 
-/// Bind-mounts `from`, with all that is mounted below it, at `to`, its owners mapped.
+/// Bind-mounts `from` at `to`, its owners mapped; if `recursive`, with all that is mounted below it.
 ///
 /// # Errors
 /// When the kernel refuses the maps, or a file system there cannot be mapped.
-pub fn bind(from: &Path, to: &Path, maps: &IdMaps) -> io::Result<()> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_RECURSIVE;
+pub fn bind(from: &Path, to: &Path, maps: &IdMaps, recursive: bool) -> io::Result<()> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
     let tree = open_tree(CWD, from, flags)?;
     set(&tree, &user_namespace(maps)?, maps.recursive)?;
     move_mount(&tree, "", CWD, to, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;

@@ -10,7 +10,7 @@ use containerd_shim::mount::mount_rootfs;
 use containerd_shim::protos::api::Mount;
 
 use crate::bundle::Volume;
-use crate::state_dir::{StateDir, StateError, unmount_below};
+use crate::state_dir::{Sharing, StateDir, StateError, unmount_below};
 
 /// Why the root could not be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -92,13 +92,17 @@ pub fn share(
     })?;
     state.open_share()?;
     let base = Path::new(id);
-    state.share(root, &base.join("rootfs"), false, None)?;
+    let whole = Sharing {
+        recursive: true,
+        read_only: false,
+        id_maps: None,
+    };
+    state.share(root, &base.join("rootfs"), &whole)?;
     for volume in volumes {
         state.share(
             &volume.source,
             &base.join("mounts").join(&volume.name),
-            volume.read_only,
-            volume.id_maps.as_ref(),
+            &volume.sharing,
         )?;
     }
     Ok(())

@@ -81,6 +81,17 @@ pub struct StateDir {
     path: PathBuf,
 }
 
+/// How something of the host's is shared.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Sharing {
+    /// With all that is mounted below it.
+    pub recursive: bool,
+    /// Nobody can write through the share.
+    pub read_only: bool,
+    /// Whose files they are in the container, if not the same users'.
+    pub id_maps: Option<IdMaps>,
+}
+
 impl StateDir {
     /// The folder of sandbox `id`, which may or may not be there.
     ///
@@ -159,19 +170,12 @@ impl StateDir {
         mount(MsFlags::MS_SHARED)
     }
 
-    /// Bind-mounts a directory or file of the host below the shared folder, with all that is
-    /// mounted below it, its owners mapped if there are maps. `to` is relative, and nothing there is
-    /// the guest's yet: no link can be followed.
+    /// Bind-mounts a directory or file of the host below the shared folder. `to` is relative, and
+    /// nothing there is the guest's yet: no link can be followed.
     ///
     /// # Errors
     /// When `from` does not exist, or the kernel refuses.
-    pub fn share(
-        &self,
-        from: &Path,
-        to: &Path,
-        read_only: bool,
-        id_maps: Option<&IdMaps>,
-    ) -> Result<(), StateError> {
+    pub fn share(&self, from: &Path, to: &Path, sharing: &Sharing) -> Result<(), StateError> {
         let mount_error = |source: io::Error| StateError::Mount {
             path: from.to_owned(),
             source,
@@ -192,17 +196,24 @@ impl StateDir {
             nix::mount::mount(Some(from), &target, None::<&str>, flags, None::<&str>)
                 .map_err(|e| mount_error(e.into()))
         };
-        match id_maps {
-            None => mount(MsFlags::MS_BIND | MsFlags::MS_REC)?,
-            Some(maps) => idmap::bind(from, &target, maps).map_err(|source| StateError::IdMap {
+        let depth = if sharing.recursive {
+            MsFlags::MS_REC
+        } else {
+            MsFlags::empty()
+        };
+        if let Some(maps) = &sharing.id_maps {
+            let mounted = idmap::bind(from, &target, maps, sharing.recursive);
+            mounted.map_err(|source| StateError::IdMap {
                 path: from.to_owned(),
                 source,
-            })?,
+            })?;
+        } else {
+            mount(MsFlags::MS_BIND | depth)?;
         }
         // Nothing that is mounted here later is to reach the host, but the host's mounts are to
         // reach the guest.
         mount(MsFlags::MS_SLAVE | MsFlags::MS_REC)?;
-        if read_only {
+        if sharing.read_only {
             mount(MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY)?;
         }
         Ok(())

@@ -207,6 +207,8 @@ async fn try_create(
     if let Some(maps) = &plan.launch.confinement.id_maps {
         user_namespace::create(reaper, id, maps).await?;
     }
+    // In the container's network namespace, if it has just got one of its own.
+    set_network_sysctls(plan)?;
 
     // The init may end before its process id has come back.
     let _expectation = reaper.expect();
@@ -317,6 +319,20 @@ fn filter_devices(id: &str, plan: &Plan) -> io::Result<()> {
     let cgroup = fs::File::open(Cgroup::at(&plan::cgroup_path(id)).directory())?;
     let program = sys::load_device_filter(&plan.device_filter)?;
     sys::attach_device_filter(cgroup.as_fd(), program.as_fd())
+}
+
+/// The network is the machine's, which is this sandbox's alone.
+fn set_network_sysctls(plan: &Plan) -> Result<(), CreateError> {
+    for (name, value) in &plan.network_sysctls {
+        // No dot is left that could lead out of the directory.
+        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        fs::write(&path, value).map_err(|source| CreateError::File {
+            action: "write",
+            path,
+            source,
+        })?;
+    }
+    Ok(())
 }
 
 pub(super) fn make_directory(path: &Path) -> Result<(), CreateError> {

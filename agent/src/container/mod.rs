@@ -16,6 +16,7 @@ mod ends;
 pub mod error;
 pub mod exec;
 pub mod launch;
+pub mod mounts;
 pub mod plan;
 mod start;
 mod state;

@@ -6,14 +6,16 @@
 //! holds for init and exec alike, its errors are worded for users, and the seccomp profile sees no
 //! system call but the program's.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
     Capabilities, Capability, Hooks, Linux, LinuxCapabilities, LinuxNamespace, LinuxNamespaceType,
-    LinuxSeccomp, LinuxSeccompAction, LinuxSyscall, Process, Spec, UserBuilder,
+    LinuxSeccomp, LinuxSeccompAction, LinuxSyscall, PosixRlimitType, Process, Spec, UserBuilder,
 };
 
 use super::devices::{self, DeviceError, Instruction};
+use super::mounts;
 use super::user_namespace::{self, IdMaps};
 
 /// Why a configuration is refused.
@@ -53,6 +55,17 @@ pub enum PlanError {
     /// A working directory that `chdir(2)` would take relative to nothing.
     #[error("process.cwd {} is not absolute", .0.display())]
     RelativeCwd(PathBuf),
+    /// Two limits for the same resource.
+    #[error("process.rlimits has {0} twice")]
+    DuplicateRlimit(PosixRlimitType),
+    /// A seccomp action that returns no error, with one to return.
+    #[error("linux.seccomp: {action:?} takes no {field}")]
+    Errno {
+        /// `errnoRet` or `defaultErrnoRet`.
+        field: &'static str,
+        /// The action.
+        action: LinuxSeccompAction,
+    },
 }
 
 /// How to create a container.
@@ -64,6 +77,9 @@ pub struct Plan {
     pub launch: LaunchPlan,
     /// For the kernel: which devices it may use.
     pub device_filter: Vec<Instruction>,
+    /// For the kernel, too: `net.*` parameters. The machine's network is the container's, so there
+    /// is no namespace that libcontainer would set them in.
+    pub network_sysctls: HashMap<String, String>,
 }
 
 /// How to run a process in a container.
@@ -93,6 +109,8 @@ pub struct LaunchPlan {
     pub confinement: Confinement,
     /// Whether to create a missing working directory, as `runc` does for an init.
     pub create_cwd: bool,
+    /// What is left to do for an init's mounts.
+    pub mount_changes: Vec<mounts::Change>,
 }
 
 /// What the launcher needs on top of the process's own capabilities, until it drops them: to enter
@@ -149,6 +167,9 @@ pub fn container(id: &str, config: &[u8], terminal: bool) -> Result<Plan, PlanEr
     let rules = resources.and_then(|resources| resources.devices().as_deref());
     let device_filter = devices::program(rules.unwrap_or_default())?;
 
+    let network_sysctls = take_network_sysctls(&mut linux);
+    let mount_changes = mounts::changes(spec.mounts_mut().as_deref_mut().unwrap_or_default());
+
     linux
         .set_seccomp(None)
         .set_cgroups_path(Some(cgroup_path(id)));
@@ -161,8 +182,10 @@ pub fn container(id: &str, config: &[u8], terminal: bool) -> Result<Plan, PlanEr
             process,
             confinement: Confinement { seccomp, id_maps },
             create_cwd: true,
+            mount_changes,
         },
         device_filter,
+        network_sysctls,
     })
 }
 
@@ -186,6 +209,7 @@ pub fn exec(
             process,
             confinement: confinement.clone(),
             create_cwd: false,
+            mount_changes: Vec::new(),
         },
     })
 }
@@ -234,16 +258,42 @@ fn check_process(process: &Process, terminal: bool) -> Result<(), PlanError> {
     if !process.cwd().is_absolute() {
         return Err(PlanError::RelativeCwd(process.cwd().clone()));
     }
+    let limits = process.rlimits().as_deref().unwrap_or_default();
+    for (number, limit) in limits.iter().enumerate() {
+        if limits[..number].iter().any(|l| l.typ() == limit.typ()) {
+            return Err(PlanError::DuplicateRlimit(limit.typ()));
+        }
+    }
     Ok(())
 }
 
+fn take_network_sysctls(linux: &mut Linux) -> HashMap<String, String> {
+    let all = linux.sysctl().clone().unwrap_or_default();
+    let (network, others) = all
+        .into_iter()
+        .partition(|(name, _)| name.split(['.', '/']).next() == Some("net"));
+    linux.set_sysctl(Some(others));
+    network
+}
+
 fn check_seccomp(profile: &LinuxSeccomp) -> Result<(), PlanError> {
+    let rules = profile.syscalls().as_deref().unwrap_or_default();
+    for rule in rules {
+        if rule.names().is_empty() {
+            return Err(PlanError::Missing("linux.seccomp.syscalls[].names"));
+        }
+        check_errno("errnoRet", rule.action(), rule.errno_ret())?;
+    }
+    check_errno(
+        "defaultErrnoRet",
+        profile.default_action(),
+        profile.default_errno_ret(),
+    )?;
     if !cfg!(feature = "seccomp") {
         return Err(PlanError::Unsupported(
             "a seccomp profile (this agent was built without libseccomp)",
         ));
     }
-    let rules = profile.syscalls().as_deref().unwrap_or_default();
     let mut actions = rules.iter().map(LinuxSyscall::action);
     if profile.default_action() == LinuxSeccompAction::ScmpActNotify
         || actions.any(|action| action == LinuxSeccompAction::ScmpActNotify)
@@ -255,6 +305,18 @@ fn check_seccomp(profile: &LinuxSeccomp) -> Result<(), PlanError> {
     Ok(())
 }
 
+fn check_errno(
+    field: &'static str,
+    action: LinuxSeccompAction,
+    errno: Option<u32>,
+) -> Result<(), PlanError> {
+    use LinuxSeccompAction::{ScmpActErrno, ScmpActTrace};
+    match (action, errno) {
+        (ScmpActErrno | ScmpActTrace, _) | (_, None) => Ok(()),
+        (action, Some(_)) => Err(PlanError::Errno { field, action }),
+    }
+}
+
 /// The process as libcontainer is to see it: root in `/`, with what the launcher needs.
 fn without_launch(process: &Process) -> Process {
     let mut user = UserBuilder::default().uid(0_u32).gid(0_u32);
@@ -262,7 +324,7 @@ fn without_launch(process: &Process) -> Process {
         user = user.umask(umask);
     }
     let mut process = process.clone();
-    let capabilities = process.capabilities().as_ref().map(for_launcher);
+    let capabilities = process.capabilities().clone().unwrap_or_default();
     process
         .set_user(user.build().expect("every field of a user has a default"))
         .set_cwd(PathBuf::from("/"))
@@ -270,7 +332,7 @@ fn without_launch(process: &Process) -> Process {
         // for one with getpwuid(3), which would load libraries that the container's
         // nsswitch.conf names into a process that still has every capability.
         .set_env(Some(vec!["HOME=/".into()]))
-        .set_capabilities(capabilities);
+        .set_capabilities(Some(for_launcher(&capabilities)));
     process
 }
 
@@ -394,6 +456,52 @@ mod tests {
 
         assert!(matches!(no_args, PlanError::Missing("process.args")));
         assert!(matches!(relative, PlanError::RelativeCwd(_)));
+    }
+
+    #[test]
+    fn parameters_of_the_network_are_taken_from_libcontainer() {
+        let config = config(r#""sysctl": {"net.core.somaxconn": "7", "kernel.msgmax": "9"}"#);
+
+        let plan = container("c1", &config, false).unwrap();
+
+        let network = ("net.core.somaxconn".to_owned(), "7".to_owned());
+        assert_eq!(plan.network_sysctls, [network].into());
+        let left = plan.spec.linux().clone().unwrap().sysctl().clone().unwrap();
+        assert_eq!(left.keys().collect::<Vec<_>>(), ["kernel.msgmax"]);
+    }
+
+    #[test]
+    fn a_resource_has_one_limit() {
+        let process = br#"{"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}, "rlimits": [
+            {"type": "RLIMIT_CORE", "soft": 1, "hard": 1},
+            {"type": "RLIMIT_CORE", "soft": 2, "hard": 2}]}"#;
+
+        let error = exec(process, &Confinement::default(), false).unwrap_err();
+
+        assert_eq!(error.to_string(), "process.rlimits has RLIMIT_CORE twice");
+    }
+
+    #[test]
+    fn an_action_that_returns_nothing_takes_no_error() {
+        let seccomp = |inner| config(&format!(r#""seccomp": {{{inner}}}"#));
+        for (profile, field) in [
+            (
+                r#""defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 1"#,
+                "defaultErrnoRet",
+            ),
+            (
+                r#""defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+                    {"names": ["mkdir"], "action": "SCMP_ACT_KILL", "errnoRet": 1}]"#,
+                "errnoRet",
+            ),
+        ] {
+            let error = container("c1", &seccomp(profile), false).unwrap_err();
+
+            assert!(
+                error.to_string().ends_with(&format!("takes no {field}")),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -113,7 +113,12 @@ impl Runtime {
             Some(hint) => TaskError::Failed(format!("{}; {hint}", chain(&e))),
             None => TaskError::failed(&e),
         })?;
-        match create_in(&sandbox, &self.0.namespace, request, &guest).await {
+        let subject = Subject {
+            id: request.id.clone(),
+            bundle: request.bundle.clone().into(),
+            pid: sandbox.pid(),
+        };
+        match create_in(&sandbox, &self.0.namespace, request, &guest, &subject).await {
             Ok((init, in_guest)) => {
                 let mut container = Container::new(&request.id, bundle, state, init);
                 container.hooks = guest.hooks;
@@ -124,6 +129,7 @@ impl Runtime {
                 if let Err(e) = sandbox.shut_down().await {
                     warn!("clean up after a failed create: {}", chain(&e));
                 }
+                guest.hooks.stopped(&subject).await;
                 Err(error)
             }
         }
@@ -136,13 +142,9 @@ async fn create_in(
     namespace: &str,
     request: &CreateTaskRequest,
     guest: &Guest,
+    subject: &Subject,
 ) -> Result<(Process, u32)> {
-    let subject = Subject {
-        id: request.id.clone(),
-        bundle: request.bundle.clone().into(),
-        pid: sandbox.pid(),
-    };
-    let hooked = guest.hooks.created(&subject).await;
+    let hooked = guest.hooks.created(subject).await;
     hooked.map_err(|e| TaskError::failed(&e))?;
     let paths = Paths {
         stdin: request.stdin.clone(),
