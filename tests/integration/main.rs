@@ -14,6 +14,8 @@ mod hooks;
 mod lifecycle;
 /// The network of a namespace given by its path.
 mod network;
+/// The OCI runtime specification, demand by demand.
+mod oci;
 /// Containers that run one command.
 mod run;
 /// User namespaces.

@@ -69,8 +69,23 @@ impl<'a> Container<'a> {
     /// As [`Container::run`], on a terminal of its own.
     #[must_use]
     pub fn run_on_terminal(&self, args: &[&str]) -> Finished {
+        self.on_terminal(&["--rm", "--tty"], args)
+    }
+
+    /// As [`Container::start`], on a terminal, which `ctr` leaves as it is.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[track_caller]
+    pub fn start_on_terminal(self, args: &[&str]) -> Self {
+        let started = self.on_terminal(&["--detach", "--tty"], args);
+        assert_eq!(started.status, 0, "{started:#?}");
+        self
+    }
+
+    fn on_terminal(&self, mode: &[&str], args: &[&str]) -> Finished {
         let words: Vec<String> = self
-            .words(&["--rm", "--tty"], args)
+            .words(mode, args)
             .into_iter()
             .map(|word| format!("'{}'", word.replace('\'', r"'\''")))
             .collect();

@@ -1,8 +1,10 @@
-//! What the tests from outside stand on: the host they run on, containers through `ctr`, virtual
-//! machines through `hull-vmm`, and the check that nothing is left behind.
+//! What the tests from outside stand on: the host they run on, containers through `ctr`, of an
+//! image or of a bundle, virtual machines through `hull-vmm`, and the check that nothing is left
+//! behind.
 //!
 //! The tests themselves are in `integration/`. They run in the test host (`tests/integration/run`).
 
+mod bundle;
 mod command;
 mod container;
 mod host;
@@ -12,6 +14,7 @@ mod tap;
 mod vm;
 pub mod wait;
 
+pub use bundle::Bundle;
 pub use command::{Finished, Running, command};
 pub use container::{Container, IMAGE};
 pub use host::{Hidden, Host};
