@@ -11,7 +11,7 @@ BIN := $(TARGET_DIR)/$(TARGET)/release
 # keeps the flag away from build scripts and procedural macros.
 STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --release --locked --target $(TARGET)
 
-.PHONY: help demo test check unit vm-test conformance oci build guest install clean
+.PHONY: help demo test check unit vm-test conformance oci filesystem build guest install clean
 
 help: ## List the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -38,6 +38,9 @@ conformance: ## containerd's own client suite, on runc and on Hull, compared; ha
 
 oci: ## The OCI specification's cases, on Hull, runc and crun, compared
 	@tests/integration/run --references oci::
+
+filesystem: ## fsx and POSIX cases in a container, on runc and on Hull, compared; half an hour
+	@tests/filesystem/run
 
 build: ## The programs, static, in $(BIN)
 	$(STATIC) -p hull-vmm -p hull-shim

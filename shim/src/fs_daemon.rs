@@ -67,7 +67,7 @@ pub fn start(program: &Path, state: &StateDir) -> Result<(Child, OwnedFd), FsDae
         .args(["--sandbox=namespace", "--seccomp=kill"])
         // Each mount below is a file system of its own in the guest: inode numbers stay unique.
         .arg("--announce-submounts")
-        .args(["--cache=auto", "--xattr", "--posix-acl"])
+        .args(["--cache=auto", "--xattr", "--posix-acl", "--killpriv-v2"])
         .args(["--inode-file-handles=never", "--log-level=warn"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
