@@ -12,6 +12,7 @@ use nix::sys::reboot::{RebootMode, reboot};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::cgroup;
+use crate::disks;
 use crate::sys;
 
 /// Open files of the agent, and the limit that containers start with unless they are given one.
@@ -43,6 +44,9 @@ pub enum BootError {
     /// The interface `lo`.
     #[error("bring up the loopback interface")]
     Loopback(#[source] io::Error),
+    /// The disks.
+    #[error("name the disks in /dev")]
+    Disks(#[source] io::Error),
     /// RLIMIT_NOFILE.
     #[error("raise the limit of open files to {MAX_OPEN_FILES}")]
     OpenFiles(#[source] io::Error),
@@ -127,6 +131,7 @@ pub fn prepare() -> Result<(), BootError> {
         mount_one(entry)?;
     }
     delegate_controllers()?;
+    disks::link().map_err(BootError::Disks)?;
     sys::bring_up_loopback().map_err(BootError::Loopback)?;
     let limit = Rlimit {
         current: Some(MAX_OPEN_FILES),

@@ -15,6 +15,7 @@ pub mod boot;
 pub mod cgroup;
 pub mod connection;
 pub mod container;
+pub mod disks;
 pub mod events;
 pub mod forward;
 pub mod host;

@@ -8,6 +8,7 @@
 //! The shim is root on the host: whatever comes from a bundle or from the guest is checked here.
 
 pub mod annotations;
+pub mod block_volumes;
 pub mod bootstrap;
 pub mod bundle;
 pub mod check;

@@ -2,6 +2,8 @@
 //!
 //! Run them with `tests/integration/run`.
 
+/// Many lives, many processes.
+mod endurance;
 /// What goes wrong before a container runs: one clear error, nothing left.
 mod errors;
 /// What containerd is told, in order.
@@ -22,3 +24,5 @@ mod run;
 mod users;
 /// `hull-vmm` alone, with a kernel and busybox.
 mod vmm;
+/// File systems on block devices.
+mod volumes;

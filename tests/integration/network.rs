@@ -1,5 +1,6 @@
 //! The network that an engine has made for a container, in a namespace given by its path.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
@@ -151,4 +152,47 @@ fn the_host_reaches_a_container_at_its_address() {
     container.kill("SIGKILL");
     container.wait_until_stopped();
     container.remove();
+}
+
+/// containerd's CNI set-up, as an administrator would make it. Gone when dropped.
+struct Cni;
+
+impl Cni {
+    fn set_up() -> Self {
+        fs::create_dir_all("/etc/cni/net.d").expect("set CNI up");
+        fs::create_dir_all("/opt/cni").expect("set CNI up");
+        std::os::unix::fs::symlink("/usr/lib/cni", "/opt/cni/bin").expect("set CNI up");
+        let network = r#"{ "cniVersion": "0.4.0", "name": "hull", "plugins": [
+            { "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false,
+              "ipam": { "type": "host-local", "subnet": "198.51.100.0/24",
+                        "routes": [ { "dst": "0.0.0.0/0" } ] } } ] }"#;
+        fs::write("/etc/cni/net.d/10-hull.conflist", network).expect("set CNI up");
+        Self
+    }
+}
+
+impl Drop for Cni {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all("/etc/cni/net.d");
+        let _ = fs::remove_file("/opt/cni/bin");
+        let _ = command("ip", &["link", "del", "cni0"], b"");
+        let _ = command("umount", &["/run/netns"], b"");
+    }
+}
+
+#[test]
+fn a_container_has_the_network_that_cni_made_for_it() {
+    let host = Host::take();
+    let _cni = Cni::set_up();
+
+    let script = "ip addr show eth0; ping -c 1 -W 10 198.51.100.1";
+    let run = host
+        .container("cni")
+        .options(&["--cni"])
+        .run(&["sh", "-c", script]);
+
+    let said = run.output();
+    for expected in ["inet 198.51.100.", "1 packets received"] {
+        assert!(said.contains(expected), "no {expected:?} in: {said}");
+    }
 }

@@ -11,6 +11,8 @@
 
 pub mod datagram;
 
+use std::path::{Path, PathBuf};
+
 // The generated code answers for itself.
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/generated.rs"));
@@ -39,3 +41,9 @@ pub const SHARE_TAG: &str = "hull";
 
 /// Where the agent is asked to mount it.
 pub const SHARE_PATH: &str = "/run/hull/share";
+
+/// Where a guest finds the disk with a serial number: where udev would put it.
+#[must_use]
+pub fn disk_path(serial: &str) -> PathBuf {
+    Path::new("/dev/disk/by-id").join(format!("virtio-{serial}"))
+}

@@ -15,6 +15,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
+use super::block_volumes;
 use super::diary;
 use super::launch::Launcher;
 use super::plan::{self, LaunchPlan, Plan};
@@ -209,6 +210,7 @@ async fn try_create(
     }
     // In the container's network namespace, if it has just got one of its own.
     set_network_sysctls(plan)?;
+    block_volumes::mount_all(reaper, &plan.block_volumes).await?;
 
     // The init may end before its process id has come back.
     let _expectation = reaper.expect();
@@ -264,6 +266,7 @@ pub async fn start(reaper: &Reaper, id: &str, report: Report) -> Result<(), Crea
 /// When something is still there.
 pub async fn remove(id: &str) -> Result<(), CgroupError> {
     Cgroup::at(&plan::cgroup_path(id)).remove().await?;
+    block_volumes::unmount_all(id);
     user_namespace::remove(id);
     for parent in [CONTAINERS, BUNDLES] {
         let path = Path::new(parent).join(id);

@@ -9,6 +9,7 @@
 //! held while waiting; a process that ended is `Exited` whatever was under way. `create` and `exec`
 //! do the work.
 
+pub mod block_volumes;
 pub mod create;
 pub mod devices;
 pub mod diary;

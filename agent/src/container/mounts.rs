@@ -82,7 +82,7 @@ fn propagation(option: &str) -> Option<MsFlags> {
 }
 
 /// How the file system is to write; of options that contradict each other the last one counts.
-fn writes(options: &[String]) -> MsFlags {
+pub(super) fn writes(options: &[String]) -> MsFlags {
     let mut flags = MsFlags::empty();
     for option in options {
         match option.as_str() {

@@ -14,6 +14,7 @@ use oci_spec::runtime::{
     LinuxSeccomp, LinuxSeccompAction, LinuxSyscall, PosixRlimitType, Process, Spec, UserBuilder,
 };
 
+use super::block_volumes::{self, BlockVolume};
 use super::devices::{self, DeviceError, Instruction};
 use super::mounts;
 use super::user_namespace::{self, IdMaps};
@@ -80,6 +81,8 @@ pub struct Plan {
     /// For the kernel, too: `net.*` parameters. The machine's network is the container's, so there
     /// is no namespace that libcontainer would set them in.
     pub network_sysctls: HashMap<String, String>,
+    /// For the agent: what it mounts first.
+    pub block_volumes: Vec<BlockVolume>,
 }
 
 /// How to run a process in a container.
@@ -168,7 +171,9 @@ pub fn container(id: &str, config: &[u8], terminal: bool) -> Result<Plan, PlanEr
     let device_filter = devices::program(rules.unwrap_or_default())?;
 
     let network_sysctls = take_network_sysctls(&mut linux);
-    let mount_changes = mounts::changes(spec.mounts_mut().as_deref_mut().unwrap_or_default());
+    let mounts = spec.mounts_mut().as_deref_mut().unwrap_or_default();
+    let block_volumes = block_volumes::take(id, mounts);
+    let mount_changes = mounts::changes(mounts);
 
     linux
         .set_seccomp(None)
@@ -186,6 +191,7 @@ pub fn container(id: &str, config: &[u8], terminal: bool) -> Result<Plan, PlanEr
         },
         device_filter,
         network_sysctls,
+        block_volumes,
     })
 }
 

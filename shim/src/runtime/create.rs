@@ -11,6 +11,7 @@ use protobuf::MessageField;
 
 use super::{Result, Runtime, Slot, open_streams, patience};
 use crate::annotations;
+use crate::block_volumes;
 use crate::bundle::{self, Guest};
 use crate::config::Config;
 use crate::container::{Container, Process};
@@ -90,6 +91,8 @@ impl Runtime {
         let memory_mib = memory_mib(config.memory_mib, &spec);
         let guest = bundle::translate(spec, &request.id, SHARE_PATH.as_ref())
             .map_err(|e| TaskError::Invalid(e.to_string()))?;
+        let disks = block_volumes::open(&guest.block_volumes);
+        let disks = disks.map_err(|e| TaskError::failed(&e))?;
         let bound = Bound::bind(&annotations.port_forwards).map_err(|e| TaskError::failed(&e))?;
 
         let state = StateDir::at(&config.state, &self.0.namespace, &request.id)
@@ -107,6 +110,7 @@ impl Runtime {
             config: &config,
             state: state.clone(),
             memory_mib,
+            disks,
             network: guest.network_namespace.as_deref(),
         };
         let sandbox = Sandbox::boot(plan).await.map_err(|e| match e.hint() {

@@ -10,6 +10,7 @@ use crate::cleanup;
 use crate::container::{Exit, LOST, Process, State};
 use crate::error::TaskError;
 use crate::events::TaskEvent;
+use crate::state_dir::StateError;
 
 /// How long Delete waits for output that is still on its way.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
@@ -52,16 +53,9 @@ impl Runtime {
             drain(&process, deadline).await;
         }
 
-        if let Some(sandbox) = self.take_sandbox() {
-            if !sandbox.gone.is_told() {
-                let context = ttrpc::context::with_duration(DELETE_PATIENCE);
-                if let Err(e) = sandbox.agent.delete(context, &process_id(id, "")).await {
-                    info!("the agent has nothing to delete: {e}");
-                }
-            }
-            let ended = sandbox.shut_down().await;
-            ended.map_err(|e| TaskError::failed(&e))?;
-        }
+        self.end_sandbox()
+            .await
+            .map_err(|e| TaskError::failed(&e))?;
         let (state, bundle, hooks, subject) = {
             let mut slot = self.slot();
             let container = slot.container(id)?;
@@ -82,6 +76,22 @@ impl Runtime {
             ..Default::default()
         }));
         Ok((init.pid(), exit))
+    }
+
+    /// Ends the machine, if it is not ended yet, and removes what was made for it but the bundle's
+    /// mounts.
+    pub(super) async fn end_sandbox(&self) -> std::result::Result<(), StateError> {
+        let Some(sandbox) = self.take_sandbox() else {
+            return Ok(());
+        };
+        if !sandbox.gone.is_told() {
+            let context = ttrpc::context::with_duration(DELETE_PATIENCE);
+            let init = process_id(&self.0.id, "");
+            if let Err(e) = sandbox.agent.delete(context, &init).await {
+                info!("the agent has nothing to delete: {e}");
+            }
+        }
+        sandbox.shut_down().await
     }
 }
 

@@ -93,10 +93,7 @@ impl Runtime {
             return false;
         }
         init.note_last_word(exit);
-        let Some(sandbox) = self.take_sandbox() else {
-            return false;
-        };
-        if let Err(e) = sandbox.shut_down().await {
+        if let Err(e) = self.end_sandbox().await {
             // Delete tries again.
             warn!("end the machine of {}: {}", self.0.id, chain(&e));
         }

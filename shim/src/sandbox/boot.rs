@@ -107,6 +107,8 @@ pub struct Plan<'a> {
     pub state: StateDir,
     /// Memory of the machine.
     pub memory_mib: u32,
+    /// Its disks but for the guest's image.
+    pub disks: Vec<Disk<OwnedFd>>,
     /// The network namespace to be in; a new one without.
     pub network: Option<&'a Path>,
 }
@@ -125,7 +127,7 @@ impl Sandbox {
             vmm: None,
         };
         let booted = booting
-            .boot(plan.config, plan.memory_mib, plan.network)
+            .boot(plan.config, plan.memory_mib, plan.disks, plan.network)
             .await;
         match booted {
             Ok((agent, cards)) => Ok(booting.finish(agent, cards)),
@@ -151,6 +153,7 @@ impl Booting {
         &mut self,
         config: &Config,
         memory_mib: u32,
+        volumes: Vec<Disk<OwnedFd>>,
         network: Option<&Path>,
     ) -> Result<(AgentClient, Cards), BootError> {
         // Everything that can be missing is looked for before anything is started.
@@ -168,6 +171,13 @@ impl Booting {
         let daemon_ended = daemon.ended();
         self.fs_daemon = Some(daemon);
 
+        let image = Disk {
+            file: assets.image,
+            read_only: true,
+            serial: "guest".into(),
+        };
+        // The kernel is told that its root is the first.
+        let disks = [image].into_iter().chain(volumes).collect();
         control.boot(VmConfig {
             kvm: assets.kvm,
             kernel: assets.kernel,
@@ -176,11 +186,7 @@ impl Booting {
             vcpus: config.vcpus,
             memory_mib,
             serial,
-            disks: vec![Disk {
-                file: assets.image,
-                read_only: true,
-                serial: "guest".into(),
-            }],
+            disks,
             nics: network::cards(),
             shares: vec![vmm_control::Share {
                 daemon: connection,

@@ -1,0 +1,148 @@
+//! A bundle's configuration, and what of it goes into the guest.
+//!
+//! Translation is pure: a specification of the host's becomes one of the guest's and a list of what
+//! the host has to share. What the guest cannot honour is refused by its field's name; what has no
+//! meaning there is dropped, and the reason stands beside it.
+
+mod devices;
+mod load;
+mod mounts;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
+
+pub use self::load::{BundleError, Malformed, check_resources, host_root, load, translate_process};
+pub use self::mounts::{BlockVolume, Volume};
+use crate::hooks::Hooks;
+
+/// A field that a virtual machine, or Hull as it is, cannot honour (docs/limits.md).
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is not supported: {reason}")]
+pub struct Unsupported {
+    field: String,
+    reason: &'static str,
+}
+
+impl Unsupported {
+    /// The configuration's `field` cannot be honoured.
+    pub(crate) fn new(field: &str, reason: &'static str) -> Self {
+        Self {
+            field: field.to_owned(),
+            reason,
+        }
+    }
+}
+
+/// What a container becomes in its guest.
+#[derive(Debug, PartialEq)]
+pub struct Guest {
+    /// The configuration for the agent.
+    pub spec: Spec,
+    /// What its bind mounts are backed by, in their order.
+    pub volumes: Vec<Volume>,
+    /// Block devices that it mounts.
+    pub block_volumes: Vec<BlockVolume>,
+    /// The namespace of the host that the machine's network is, if it exists already.
+    pub network_namespace: Option<PathBuf>,
+    /// What runs on the host.
+    pub hooks: Hooks,
+}
+
+/// Translates the configuration of container `id`, which the guest finds on its share at `share`.
+///
+/// # Errors
+/// The first field that cannot be honoured.
+pub fn translate(mut spec: Spec, id: &str, share: &Path) -> Result<Guest, Unsupported> {
+    let base = share.join(id);
+    let hooks = Hooks::take(&mut spec)?;
+    if let Some(root) = spec.root_mut() {
+        root.set_path(base.join("rootfs"));
+    }
+    if let Some(process) = spec.process_mut() {
+        drop_labels(process);
+    }
+    let mut network_namespace = None;
+    let container_maps = spec.linux().as_ref().and_then(mounts::id_maps_of);
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_mount_label(None);
+        if linux.intel_rdt().is_some() {
+            return unsupported(
+                "linux.intelRdt",
+                "the guest's processor has no such resources",
+            );
+        }
+        let (namespaces, network) = namespaces(linux.namespaces().as_deref().unwrap_or_default())?;
+        linux.set_namespaces(Some(namespaces));
+        network_namespace = network;
+        for device in linux.devices().iter().flatten() {
+            devices::check_device(device)?;
+        }
+        if let Some(resources) = linux.resources() {
+            devices::check_limits(resources)?;
+        }
+        // The guest's cgroups are its own: names of the host's, systemd's slices among them, mean
+        // nothing there.
+        linux.set_cgroups_path(Some(Path::new("/hull").join(id)));
+    }
+    let (mut volumes, mut block_volumes) = (Vec::new(), Vec::new());
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        if let Some(volume) = mounts::volume(mount, volumes.len(), container_maps.as_ref())? {
+            mount.set_source(Some(base.join("mounts").join(&volume.name)));
+            volumes.push(volume);
+        } else if let Some(volume) = mounts::block_volume(mount, block_volumes.len())? {
+            block_volumes.push(volume);
+        }
+    }
+    Ok(Guest {
+        spec,
+        volumes,
+        block_volumes,
+        network_namespace,
+        hooks,
+    })
+}
+
+/// Drops the labels of modules that the guest's kernel does not have.
+fn drop_labels(process: &mut Process) {
+    process.set_apparmor_profile(None);
+    process.set_selinux_label(None);
+}
+
+/// The namespaces that the guest makes, and the path of the network's.
+fn namespaces(
+    asked: &[LinuxNamespace],
+) -> Result<(Vec<LinuxNamespace>, Option<PathBuf>), Unsupported> {
+    let mut kept: Vec<LinuxNamespace> = Vec::new();
+    let mut network = None;
+    for (number, namespace) in asked.iter().enumerate() {
+        if asked[..number].iter().any(|n| n.typ() == namespace.typ()) {
+            return unsupported(
+                &format!("linux.namespaces[{}]", namespace.typ()),
+                "there is one of this type already",
+            );
+        }
+        let path = namespace
+            .path()
+            .clone()
+            .filter(|path| !path.as_os_str().is_empty());
+        match namespace.typ() {
+            // The machine is one: its interfaces are the container's.
+            LinuxNamespaceType::Network => network = path,
+            typ if path.is_some() => {
+                return unsupported(
+                    &format!("linux.namespaces[{typ}].path"),
+                    "a namespace of the host cannot be joined from a virtual machine",
+                );
+            }
+            _ => kept.push(namespace.clone()),
+        }
+    }
+    Ok((kept, network))
+}
+
+fn unsupported<T>(field: &str, reason: &'static str) -> Result<T, Unsupported> {
+    Err(Unsupported::new(field, reason))
+}

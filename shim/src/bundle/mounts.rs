@@ -1,0 +1,166 @@
+//! Mounts: what of them is the host's to provide. Directories and files go to the share, block devices
+//! become disks of the machine.
+
+use std::path::PathBuf;
+
+use agent_protocol::disk_path;
+use oci_spec::runtime::{Linux, LinuxIdMapping, Mount};
+
+use super::{Unsupported, unsupported};
+use crate::idmap::IdMaps;
+use crate::state_dir::Sharing;
+
+/// Something of the host's that the guest mounts.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Path on the host: a directory or a single file.
+    pub source: PathBuf,
+    /// Name below the container's `mounts` directory on the share.
+    pub name: String,
+    /// What of it is shared, and how.
+    pub sharing: Sharing,
+}
+
+/// A block device of the host that the guest mounts.
+#[derive(Debug, PartialEq, Eq)]
+pub struct BlockVolume {
+    /// The device on the host.
+    pub source: PathBuf,
+    /// By which the guest finds the disk.
+    pub serial: String,
+    /// Whether the disk cannot be written.
+    pub read_only: bool,
+}
+
+/// File systems that need nothing of the host: the guest's kernel makes them.
+const GUESTS: [&str; 14] = [
+    "bpf",
+    "cgroup",
+    "cgroup2",
+    "configfs",
+    "debugfs",
+    "devpts",
+    "fusectl",
+    "hugetlbfs",
+    "mqueue",
+    "proc",
+    "ramfs",
+    "securityfs",
+    "sysfs",
+    "tmpfs",
+];
+
+fn has_option(mount: &Mount, wanted: &str) -> bool {
+    let mut options = mount.options().iter().flatten();
+    options.any(|option| option == wanted)
+}
+
+pub(super) fn is_bind(mount: &Mount) -> bool {
+    mount.typ().as_deref() == Some("bind")
+        || has_option(mount, "bind")
+        || has_option(mount, "rbind")
+}
+
+/// What `mount` needs of the host, if anything. What the host does is taken out of it.
+pub(super) fn volume(
+    mount: &mut Mount,
+    number: usize,
+    container: Option<&Maps>,
+) -> Result<Option<Volume>, Unsupported> {
+    if has_option(mount, "tmpcopyup") {
+        return unsupported(
+            "mounts[].options[tmpcopyup]",
+            "it comes with a later version",
+        );
+    }
+    let id_maps = id_maps(mount, container)?;
+    if !is_bind(mount) {
+        return match id_maps {
+            None => Ok(None),
+            Some(_) => unsupported("mounts[].uidMappings", "only bind mounts can be idmapped"),
+        };
+    }
+    let source = mount.source().clone().unwrap_or_default();
+    if !source.is_absolute() {
+        return unsupported("mounts[].source", "a bind mount needs a source");
+    }
+    let sharing = Sharing {
+        recursive: !has_option(mount, "bind") || has_option(mount, "rbind"),
+        read_only: has_option(mount, "ro"),
+        id_maps,
+    };
+    let options = mount.options().iter().flatten();
+    let for_guest = options.filter(|it| !matches!(it.as_str(), "idmap" | "ridmap"));
+    let for_guest = for_guest.cloned().collect();
+    mount
+        .set_options(Some(for_guest))
+        .set_uid_mappings(None)
+        .set_gid_mappings(None);
+    Ok(Some(Volume {
+        source,
+        name: number.to_string(),
+        sharing,
+    }))
+}
+
+/// Maps of users and of groups.
+pub(super) type Maps = (Vec<LinuxIdMapping>, Vec<LinuxIdMapping>);
+
+/// Which ids `mount` maps, by its own maps or those of the container's user namespace.
+fn id_maps(mount: &Mount, container: Option<&Maps>) -> Result<Option<IdMaps>, Unsupported> {
+    let own = match (mount.uid_mappings().clone(), mount.gid_mappings().clone()) {
+        (None, None) => None,
+        (Some(users), Some(groups)) => Some((users, groups)),
+        _ => {
+            return unsupported(
+                "mounts[].uidMappings",
+                "it comes with gidMappings or not at all",
+            );
+        }
+    };
+    let recursive = has_option(mount, "ridmap");
+    if own.is_none() && !recursive && !has_option(mount, "idmap") {
+        return Ok(None);
+    }
+    let Some((users, groups)) = own.or_else(|| container.cloned()) else {
+        return unsupported(
+            "mounts[].options[idmap]",
+            "neither the mount nor a user namespace says which ids to map",
+        );
+    };
+    Ok(Some(IdMaps {
+        users,
+        groups,
+        recursive,
+    }))
+}
+
+/// The maps of a container's user namespace.
+pub(super) fn id_maps_of(linux: &Linux) -> Option<Maps> {
+    Some((linux.uid_mappings().clone()?, linux.gid_mappings().clone()?))
+}
+
+/// The block device that `mount` needs, if it is one's; the guest finds it by its serial number.
+pub(super) fn block_volume(
+    mount: &mut Mount,
+    number: usize,
+) -> Result<Option<BlockVolume>, Unsupported> {
+    let kind = mount.typ().clone().unwrap_or_default();
+    if is_bind(mount) || GUESTS.contains(&kind.as_str()) {
+        return Ok(None);
+    }
+    let source = mount.source().clone().unwrap_or_default();
+    if !source.is_absolute() {
+        return unsupported(
+            &format!("mounts[].type[{kind}]"),
+            "this file system is neither the guest's own nor on a block device",
+        );
+    }
+    let serial = format!("volume{number}");
+    mount.set_source(Some(disk_path(&serial)));
+    Ok(Some(BlockVolume {
+        source,
+        serial,
+        read_only: has_option(mount, "ro"),
+    }))
+}

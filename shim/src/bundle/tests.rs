@@ -1,0 +1,306 @@
+//! Translation, field by field.
+
+use serde_json::{Value, json};
+
+use std::path::Path;
+
+use oci_spec::runtime::{Capability, Mount, Spec};
+
+use super::*;
+use crate::state_dir::Sharing;
+
+/// A configuration such as `ctr` makes, with `change` merged in at the top.
+fn spec(change: &Value) -> Spec {
+    let mut value = json!({
+        "ociVersion": "1.1.0",
+        "process": { "cwd": "/", "args": ["true"], "user": { "uid": 0, "gid": 0 },
+                     "apparmorProfile": "docker-default", "selinuxLabel": "a_t" },
+        "root": { "path": "rootfs", "readonly": true },
+        "mounts": [ { "destination": "/proc", "type": "proc", "source": "proc" } ],
+        "linux": { "cgroupsPath": "system.slice:cri:1",
+                   "namespaces": [ { "type": "pid" }, { "type": "network" } ] },
+    });
+    for (key, new) in change.as_object().unwrap() {
+        value[key] = new.clone();
+    }
+    serde_json::from_value(value).unwrap()
+}
+
+fn guest(change: &Value) -> Result<Guest, Unsupported> {
+    translate(spec(change), "tide", Path::new("/share"))
+}
+
+#[test]
+fn paths_cgroup_and_labels_are_the_guests() {
+    let guest = guest(&json!({})).unwrap();
+    let value = serde_json::to_value(&guest.spec).unwrap();
+    assert_eq!(
+        value["root"],
+        json!({ "path": "/share/tide/rootfs", "readonly": true })
+    );
+    assert_eq!(value["linux"]["cgroupsPath"], "/hull/tide");
+    assert_eq!(value["process"].get("apparmorProfile"), None);
+    assert_eq!(value["process"].get("selinuxLabel"), None);
+    assert_eq!(value["mounts"][0]["source"], "proc");
+}
+
+#[test]
+fn the_network_namespace_is_the_machine() {
+    let namespaces = |network: Value| json!({ "linux": { "namespaces": [ { "type": "pid" }, { "type": "ipc" }, network ] } });
+    let new = guest(&namespaces(json!({ "type": "network" }))).unwrap();
+    assert_eq!(new.network_namespace, None);
+    let kept = serde_json::to_value(&new.spec).unwrap()["linux"]["namespaces"].clone();
+    assert_eq!(kept, json!([ { "type": "pid" }, { "type": "ipc" } ]));
+
+    let given = guest(&namespaces(
+        json!({ "type": "network", "path": "/run/netns/a" }),
+    ));
+    assert_eq!(
+        given.unwrap().network_namespace,
+        Some("/run/netns/a".into())
+    );
+}
+
+#[test]
+fn bind_mounts_move_to_the_share() {
+    let guest = guest(&json!({ "mounts": [
+        { "destination": "/a", "type": "bind", "source": "/host/a", "options": ["rbind", "ro"] },
+        { "destination": "/tmp", "type": "tmpfs", "source": "tmpfs" },
+        { "destination": "/b", "source": "/host/b", "options": ["bind"] },
+    ] }))
+    .unwrap();
+    let sources: Vec<_> = guest
+        .spec
+        .mounts()
+        .iter()
+        .flatten()
+        .map(Mount::source)
+        .collect();
+    assert_eq!(
+        sources,
+        [
+            &Some("/share/tide/mounts/0".into()),
+            &Some("tmpfs".into()),
+            &Some("/share/tide/mounts/1".into())
+        ]
+    );
+    let volume = |source: &str, name: &str, both| Volume {
+        source: source.into(),
+        name: name.into(),
+        sharing: Sharing {
+            recursive: both,
+            read_only: both,
+            id_maps: None,
+        },
+    };
+    assert_eq!(
+        guest.volumes,
+        [volume("/host/a", "0", true), volume("/host/b", "1", false)]
+    );
+}
+
+#[test]
+fn an_idmapped_mount_is_the_hosts_to_map() {
+    let map = |host: u32| json!([ { "containerID": 0, "hostID": host, "size": 10 } ]);
+    let mount = |more: &Value| {
+        let mut mount = json!({ "destination": "/a", "type": "bind", "source": "/host/a",
+                                "options": ["rbind", "ridmap"] });
+        mount
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        json!([mount])
+    };
+    let own = mount(&json!({ "uidMappings": map(5), "gidMappings": map(6) }));
+    let linux = json!({ "namespaces": [ { "type": "user" } ],
+                        "uidMappings": map(7), "gidMappings": map(8) });
+
+    let by_itself = guest(&json!({ "mounts": own })).unwrap();
+    let by_container = guest(&json!({ "mounts": mount(&json!({})), "linux": linux })).unwrap();
+    let by_nobody = guest(&json!({ "mounts": mount(&json!({})) })).unwrap_err();
+
+    let hosts = |guest: &Guest| {
+        let maps = guest.volumes[0].sharing.id_maps.as_ref().unwrap();
+        assert!(maps.recursive);
+        (maps.users[0].host_id(), maps.groups[0].host_id())
+    };
+    assert_eq!((hosts(&by_itself), hosts(&by_container)), ((5, 6), (7, 8)));
+    let left = serde_json::to_value(&by_itself.spec).unwrap()["mounts"][0].clone();
+    assert_eq!(left.get("uidMappings"), None);
+    assert_eq!(left["options"], json!(["rbind"]));
+    assert_eq!(by_nobody.field, "mounts[].options[idmap]");
+}
+
+#[test]
+fn what_cannot_be_honoured_is_refused_by_name() {
+    let linux = |inner: Value| json!({ "linux": inner });
+    for (change, field) in [
+        (
+            json!({ "hooks": { "createContainer": [ { "path": "/bin/x" } ] } }),
+            "hooks.createContainer",
+        ),
+        (
+            linux(json!({ "namespaces": [ { "type": "ipc", "path": "/proc/7/ns/ipc" } ] })),
+            "linux.namespaces[ipc].path",
+        ),
+        (
+            linux(
+                json!({ "devices": [ { "path": "/dev/sda", "type": "b", "major": 8, "minor": 0 } ] }),
+            ),
+            "linux.devices[/dev/sda]",
+        ),
+        (
+            linux(json!({ "namespaces": [ { "type": "ipc" }, { "type": "ipc" } ] })),
+            "linux.namespaces[ipc]",
+        ),
+        (
+            linux(
+                json!({ "devices": [ { "path": "/srv/null", "type": "c", "major": 1, "minor": 3 } ] }),
+            ),
+            "linux.devices[/srv/null]",
+        ),
+        (
+            linux(
+                json!({ "resources": { "blockIO": { "throttleReadBpsDevice": [
+                { "major": 254, "minor": 0, "rate": 1 } ] } } }),
+            ),
+            "linux.resources.blockIO.throttleReadBpsDevice",
+        ),
+        (
+            linux(json!({ "resources": { "network": { "classID": 7 } } })),
+            "linux.resources.network",
+        ),
+        (
+            json!({ "mounts": [ { "destination": "/a", "options": [ "bind" ] } ] }),
+            "mounts[].source",
+        ),
+        (
+            json!({ "mounts": [ { "destination": "/a", "type": "tmpfs", "options": [ "tmpcopyup" ] } ] }),
+            "mounts[].options[tmpcopyup]",
+        ),
+    ] {
+        let error = guest(&change).unwrap_err();
+        assert_eq!(error.field, field, "{change}");
+    }
+}
+
+#[test]
+fn empty_hooks_and_virtual_devices_are_fine() {
+    let change = json!({
+        "hooks": {},
+        "linux": { "devices": [ { "path": "/dev/fuse", "type": "c", "major": 10, "minor": 229 } ] },
+    });
+    assert!(guest(&change).is_ok());
+}
+
+#[test]
+fn an_added_process_loses_its_labels_and_has_the_requests_terminal() {
+    let process = json!({ "cwd": "/", "args": ["true"], "user": { "uid": 7, "gid": 7 },
+                          "apparmorProfile": "docker-default", "noNewPrivileges": true });
+    let translated = translate_process(process.to_string().as_bytes(), true).unwrap();
+    let translated: Value = serde_json::from_slice(&translated).unwrap();
+    assert_eq!(translated.get("apparmorProfile"), None);
+    assert_eq!(translated["noNewPrivileges"], true);
+    assert_eq!(translated["terminal"], true);
+    assert_eq!(translated["user"]["uid"], 7);
+}
+
+#[test]
+fn objects_of_requests_are_checked() {
+    assert!(check_resources(b"{ \"memory\": { \"limit\": 4096 } }").is_ok());
+    assert!(check_resources(b"{ \"memory\": 7 }").is_err());
+    assert!(translate_process(b"", false).is_err());
+}
+
+#[test]
+fn a_corrupt_file_is_named_with_the_place() {
+    let bundle = tempfile::tempdir().unwrap();
+    let load_text = |text: &str| {
+        std::fs::write(bundle.path().join("config.json"), text).unwrap();
+        load(bundle.path()).unwrap_err().to_string()
+    };
+    for (text, reason) in [
+        ("{ \"ociVersion\": ", "line 1"),
+        ("{}", "no process"),
+        ("{ \"ociVersion\": 7 }", "invalid type"),
+    ] {
+        let error = load_text(text);
+        assert!(
+            error.contains("config.json") && error.contains(reason),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn what_is_relative_is_in_the_bundle_and_what_is_unknown_is_forgotten() {
+    let bundle = tempfile::tempdir().unwrap();
+    let caps = json!({ "bounding": [ "CAP_KILL", "CAP_OF_THE_FUTURE" ] });
+    let text = serde_json::to_string(&spec(&json!({ "mounts": [
+        { "destination": "/a", "source": "a", "options": [ "bind" ] },
+        { "destination": "/b", "source": "/b", "options": [ "rbind" ] },
+        { "destination": "/c", "source": "tmpfs", "type": "tmpfs" },
+    ] })));
+    let mut json: Value = serde_json::from_str(&text.unwrap()).unwrap();
+    json["process"]["capabilities"] = caps;
+    std::fs::write(bundle.path().join("config.json"), json.to_string()).unwrap();
+
+    let spec = load(bundle.path()).unwrap();
+
+    let sources = spec.mounts().iter().flatten().map(Mount::source);
+    let sources: Vec<PathBuf> = sources.flatten().cloned().collect();
+    let in_bundle = bundle.path().join("a");
+    assert_eq!(sources, [in_bundle, "/b".into(), "tmpfs".into()]);
+    let kept = spec.process().clone().unwrap().capabilities().clone();
+    assert_eq!(kept.unwrap().bounding(), &Some([Capability::Kill].into()));
+}
+
+#[test]
+fn the_root_is_the_bundles_unless_nothing_was_mounted() {
+    let spec = spec(&json!({ "root": { "path": "/srv/root" } }));
+    assert_eq!(
+        host_root(&spec, Path::new("/b"), true),
+        Path::new("/b/rootfs")
+    );
+    assert_eq!(
+        host_root(&spec, Path::new("/b"), false),
+        Path::new("/srv/root")
+    );
+}
+
+#[test]
+fn a_file_system_on_a_block_device_is_a_disk() {
+    let mounts = json!([
+        { "destination": "/a", "type": "ext4", "source": "/dev/loop0", "options": ["ro"] },
+        { "destination": "/tmp", "type": "tmpfs", "source": "/somewhere" },
+        { "destination": "/b", "type": "xfs", "source": "/dev/loop1" },
+    ]);
+
+    let guest = guest(&json!({ "mounts": mounts })).unwrap();
+
+    let volume = |source: &str, serial: &str, read_only| BlockVolume {
+        source: source.into(),
+        serial: serial.into(),
+        read_only,
+    };
+    assert_eq!(
+        guest.block_volumes,
+        [
+            volume("/dev/loop0", "volume0", true),
+            volume("/dev/loop1", "volume1", false)
+        ]
+    );
+    let sources = guest.spec.mounts().iter().flatten().map(Mount::source);
+    let sources: Vec<_> = sources.flatten().collect();
+    assert_eq!(sources[0], Path::new("/dev/disk/by-id/virtio-volume0"));
+    assert_eq!(sources[1], Path::new("/somewhere"));
+}
+
+#[test]
+fn a_file_system_of_the_hosts_kernel_is_refused() {
+    let mounts = json!([{ "destination": "/a", "type": "overlay", "source": "overlay" }]);
+
+    let error = guest(&json!({ "mounts": mounts })).unwrap_err();
+
+    assert_eq!(error.field, "mounts[].type[overlay]");
+}

@@ -1,0 +1,104 @@
+//! Many lives, and many processes at once. They take minutes: `make endurance`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+
+use hull_tests::{Host, command};
+
+/// A process of the host that serves every container.
+struct Daemon(PathBuf);
+
+impl Daemon {
+    fn named(name: &str) -> Self {
+        let pid = command("pidof", &[name], b"");
+        Self(PathBuf::from("/proc").join(pid.output()))
+    }
+
+    /// Memory that is its own, in KiB.
+    fn memory(&self) -> u64 {
+        let rollup = fs::read_to_string(self.0.join("smaps_rollup")).expect("it runs");
+        let mut lines = rollup.lines();
+        let line = lines.find_map(|line| line.strip_prefix("Private_Dirty:"));
+        let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        number
+            .and_then(|number| number.parse().ok())
+            .expect("proc(5) has a line for it")
+    }
+
+    fn descriptors(&self) -> usize {
+        fs::read_dir(self.0.join("fd")).expect("it runs").count()
+    }
+}
+
+fn median(mut figures: Vec<u64>) -> u64 {
+    figures.sort_unstable();
+    figures[figures.len() / 2]
+}
+
+#[test]
+#[ignore = "takes many minutes: make endurance"]
+fn two_hundred_lives_leave_nothing_and_cost_containerd_nothing() {
+    let host = Host::take();
+    let containerd = Daemon::named("containerd");
+    let mut memory = Vec::new();
+    let mut descriptors = Vec::new();
+
+    for life in 0..200 {
+        let container = host.container("life").start(&["sleep", "1000"]);
+        let exec = container.exec("e", &["echo", "hello"]);
+        assert_eq!(exec.output(), "hello", "life {life}");
+        container.kill("SIGKILL");
+        container.wait_until_stopped();
+        assert_eq!(container.remove(), 137, "life {life}");
+        memory.push(containerd.memory());
+        descriptors.push(containerd.descriptors());
+    }
+
+    // A garbage-collected heap breathes: medians of many, after it has warmed up.
+    let (early, late) = (
+        median(memory[20..80].to_vec()),
+        median(memory[140..].to_vec()),
+    );
+    println!(
+        "containerd: {early} KiB early, {late} KiB late; descriptors {} and {}",
+        descriptors[20], descriptors[199]
+    );
+    assert!(
+        late < early + 1024,
+        "containerd grew from {early} to {late} KiB"
+    );
+    assert!(
+        descriptors[199] <= descriptors[20],
+        "containerd has {} descriptors, and had {}",
+        descriptors[199],
+        descriptors[20]
+    );
+}
+
+#[test]
+#[ignore = "takes many minutes: make endurance"]
+fn a_hundred_processes_at_once_each_say_their_own() {
+    let host = Host::take();
+    let container = host.container("crowd").start(&["sleep", "10000"]);
+
+    let said: Vec<String> = thread::scope(|scope| {
+        let container = &container;
+        let execs: Vec<_> = (0..100)
+            .map(|number| {
+                scope.spawn(move || {
+                    let script = format!("sleep 5; echo {number}");
+                    let id = format!("e{number}");
+                    container.exec(&id, &["sh", "-c", &script]).stdout
+                })
+            })
+            .collect();
+        execs.into_iter().map(|exec| exec.join().unwrap()).collect()
+    });
+
+    let expected: Vec<String> = (0..100).map(|number| format!("{number}\n")).collect();
+    assert_eq!(said, expected);
+    container.kill("SIGKILL");
+    container.wait_until_stopped();
+    container.remove();
+}

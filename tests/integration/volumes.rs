@@ -1,0 +1,93 @@
+//! File systems of the host's block devices.
+
+use std::fs;
+use std::path::Path;
+
+use hull_tests::{Container, Finished, Host, command};
+
+/// A file with an ext4 in it, as a loop device. Detached when dropped.
+struct LoopDevice {
+    directory: tempfile::TempDir,
+    path: String,
+}
+
+impl LoopDevice {
+    fn with_ext4() -> Self {
+        let directory = tempfile::tempdir_in("/run").expect("make a directory");
+        let image = directory.path().join("image").display().to_string();
+        ok("truncate", &["-s", "32M", &image]);
+        ok("mke2fs", &["-q", "-t", "ext4", &image]);
+        let path = ok("losetup", &["--find", "--show", &image])
+            .output()
+            .to_owned();
+        Self { directory, path }
+    }
+
+    /// Looks at the file system on the host.
+    fn mounted<T>(&self, look: impl FnOnce(&Path) -> T) -> T {
+        let at = self.directory.path().join("mounted");
+        fs::create_dir_all(&at).expect("make a directory");
+        let name = at.display().to_string();
+        ok("mount", &[&self.path, &name]);
+        let seen = look(&at);
+        ok("umount", &[&name]);
+        seen
+    }
+
+    fn volume_of<'a>(&self, host: &'a Host, name: &'a str, options: &str) -> Container<'a> {
+        let mount = format!("type=ext4,src={},dst=/data,options={options}", self.path);
+        host.container(name).options(&["--mount", &mount])
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = command("losetup", &["--detach", &self.path], b"");
+    }
+}
+
+#[track_caller]
+fn ok(program: &str, args: &[&str]) -> Finished {
+    let done = command(program, args, b"");
+    assert_eq!(done.status, 0, "{done:#?}");
+    done
+}
+
+#[test]
+fn a_block_device_is_a_disk_of_the_machine() {
+    let host = Host::take();
+    let device = LoopDevice::with_ext4();
+    let script = "grep ' /data ' /proc/mounts; echo tide >/data/file; mkdir /data/dir";
+
+    let written = device
+        .volume_of(&host, "block", "rw")
+        .run(&["sh", "-c", script]);
+    let on_host = device.mounted(|at| fs::read_to_string(at.join("file")).unwrap());
+    let script = "cat /data/file; touch /data/more 2>&1";
+    let read = device
+        .volume_of(&host, "again", "ro")
+        .run(&["sh", "-c", script]);
+
+    let mounted = written.output();
+    assert!(mounted.contains(" /data ext4 rw,"), "{written:#?}");
+    assert_eq!(on_host, "tide\n");
+    assert!(read.stdout.starts_with("tide\n"), "{read:#?}");
+    assert!(read.stdout.contains("Read-only file system"), "{read:#?}");
+}
+
+#[test]
+fn a_block_device_that_is_in_use_or_none_is_refused() {
+    let host = Host::take();
+    let device = LoopDevice::with_ext4();
+
+    let busy = device.mounted(|_| device.volume_of(&host, "busy", "rw").run(&["true"]));
+    let file = host
+        .container("file")
+        .options(&["--mount", "type=ext4,src=/etc/hostname,dst=/data"])
+        .run(&["true"]);
+
+    assert_eq!(busy.status, 1, "{busy:#?}");
+    assert!(busy.stderr.contains("is in use"), "{busy:#?}");
+    assert_eq!(file.status, 1, "{file:#?}");
+    assert!(file.stderr.contains("is no block device"), "{file:#?}");
+}
