@@ -6,9 +6,11 @@
 
 use anyhow::{Context, bail};
 use containerd_shim::bootstrap::{BootstrapParams, BootstrapResult};
+use containerd_shim::protos::shim::oci::Options;
 use containerd_shim::{Flags, StartOpts};
-use protobuf::Message;
 use protobuf::well_known_types::any::Any;
+use protobuf::well_known_types::empty::Empty;
+use protobuf::{Message, UnknownValueRef};
 
 /// Input that is longer is cut: containerd's own limit.
 pub const MAX_INPUT: u64 = 10 << 20;
@@ -45,6 +47,32 @@ pub fn read(
         bail!("containerd does not say where it takes events (TTRPC_ADDRESS)");
     }
     Ok((options, answer))
+}
+
+/// The cgroup that the runtime's options want the shim in, if they do: runc's options, or those that
+/// containerd 1.7's client sends to any other runtime.
+///
+/// # Errors
+/// When they are not what their type says.
+pub fn shim_cgroup(options: &StartOpts) -> anyhow::Result<Option<String>> {
+    /// `shim_cgroup` of `containerd.linux.runc.CreateOptions`.
+    const FIELD: u32 = 9;
+    let older = |any: &&Any| {
+        any.type_url
+            .ends_with("containerd.linux.runc.CreateOptions")
+    };
+    let group = if let Some(any) = options.extensions.iter().find(older) {
+        let fields = Empty::parse_from_bytes(&any.value).context("decode the runtime's options")?;
+        match fields.special_fields.unknown_fields().get(FIELD) {
+            Some(UnknownValueRef::LengthDelimited(group)) => String::from_utf8(group.to_vec())
+                .context("decode shim_cgroup of the runtime's options")?,
+            _ => String::new(),
+        }
+    } else {
+        let runc = options.extension::<Options>()?;
+        runc.map(|runc| runc.shim_cgroup).unwrap_or_default()
+    };
+    Ok(Some(group).filter(|group| !group.is_empty()))
 }
 
 impl Answer {
@@ -124,8 +152,6 @@ fn version(max: Option<&str>) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use containerd_shim::protos::shim::oci::Options;
-
     use super::*;
 
     fn flags() -> Flags {
@@ -140,32 +166,41 @@ mod tests {
         (name == "TTRPC_ADDRESS").then(|| "unix:///events".to_owned())
     }
 
+    fn any(type_url: &str, value: Vec<u8>) -> Any {
+        Any {
+            type_url: type_url.to_owned(),
+            value,
+            ..Default::default()
+        }
+    }
+
     #[test]
     fn an_older_containerd_sends_options_and_gets_json() {
-        let options = Options {
+        let runc = Options {
             shim_cgroup: "/shims".into(),
             ..Default::default()
         };
-        let any = Any {
-            type_url: "containerd.runc.v1.Options".into(),
-            value: options.write_to_bytes().unwrap(),
-            ..Default::default()
-        };
+        let runc = any("containerd.runc.v1.Options", runc.write_to_bytes().unwrap());
+        // Field 9, length-delimited, of six bytes.
+        let linux = any(
+            "containerd.linux.runc.CreateOptions",
+            b"\x4a\x06/shims".to_vec(),
+        );
+        let nothing = any("containerd.linux.runc.CreateOptions", Vec::new());
         for (input, cgroup) in [
-            (any.write_to_bytes().unwrap(), Some("/shims")),
+            (runc.write_to_bytes().unwrap(), Some("/shims".to_owned())),
+            (linux.write_to_bytes().unwrap(), Some("/shims".to_owned())),
+            (nothing.write_to_bytes().unwrap(), None),
             (Vec::new(), None),
         ] {
             let (start, answer) = read(&input, &flags(), variable).unwrap();
-            let sent = start.extension::<Options>().unwrap();
-            assert_eq!(sent.as_ref().map(|it| it.shim_cgroup.as_str()), cgroup);
+            assert_eq!(shim_cgroup(&start).unwrap(), cgroup);
             assert_eq!(start.ttrpc_address, "unix:///events");
             assert_eq!(answer, Answer::Json(2));
             let json = answer.bytes("unix:///here").unwrap();
             let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
-            assert_eq!(
-                (&json["version"], &json["address"]),
-                (&2.into(), &"unix:///here".into())
-            );
+            assert_eq!(json["version"], 2);
+            assert_eq!(json["address"], "unix:///here");
         }
     }
 

@@ -7,7 +7,7 @@
 //! containerd understands (`bootstrap`).
 
 use std::io::{IsTerminal, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -62,7 +62,12 @@ async fn start(flags: &Flags) -> anyhow::Result<()> {
         let read = stdin.take(bootstrap::MAX_INPUT).read_to_end(&mut input);
         read.context("read what containerd says on standard input")?;
     }
-    let (options, answer) = bootstrap::read(&input, flags, |name| std::env::var(name).ok())?;
+    let (mut options, answer) = bootstrap::read(&input, flags, |name| std::env::var(name).ok())?;
+    if let Some(group) = bootstrap::shim_cgroup(&options)? {
+        join_cgroup(&group)?;
+    }
+    // The library's own way into the cgroup finds none without controllers.
+    options.extensions.clear();
     let address = spawn(options, &flags.id, Vec::new()).await?;
     // containerd 1.7 finds the shim again by this file of the bundle when it has been restarted, and
     // `delete` its socket.
@@ -71,6 +76,23 @@ async fn start(flags: &Flags) -> anyhow::Result<()> {
         .context("write the shim's address into the bundle")?;
     let answered = std::io::stdout().write_all(&answer.bytes(&address)?);
     answered.context("tell containerd the shim's address")
+}
+
+/// Moves this process, and so the server that it starts, into a cgroup of the host's
+/// (`shim_cgroup` of the runtime's options).
+fn join_cgroup(group: &str) -> anyhow::Result<()> {
+    let relative = Path::new(group.trim_start_matches('/'));
+    let inside = relative
+        .components()
+        .all(|component| matches!(component, Component::Normal(_)));
+    if !inside {
+        bail!("shim_cgroup {group:?} is no path of a cgroup");
+    }
+    let procs = Path::new("/sys/fs/cgroup")
+        .join(relative)
+        .join("cgroup.procs");
+    // 0 is who writes (cgroup-v2.rst).
+    std::fs::write(&procs, "0").with_context(|| format!("move the shim into {group}"))
 }
 
 fn delete(flags: &Flags) -> anyhow::Result<()> {
