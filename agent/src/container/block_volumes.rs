@@ -9,7 +9,6 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use oci_spec::runtime::Mount;
 
-use super::mounts;
 use crate::operation::{self, OperationError};
 use crate::reaper::Reaper;
 
@@ -76,21 +75,15 @@ pub fn take(id: &str, mounts: &mut [Mount]) -> Vec<BlockVolume> {
         let (mut general, own): (Vec<_>, Vec<_>) = options
             .into_iter()
             .partition(|option| GENERAL.contains(&option.as_str()));
-        let read_only = general
-            .iter()
-            .rfind(|it| matches!(it.as_str(), "ro" | "rw"));
-        let read_only = match read_only.map(String::as_str) {
-            Some("ro") => MsFlags::MS_RDONLY,
-            _ => MsFlags::empty(),
-        };
         let at = Path::new(VOLUMES).join(id).join(volumes.len().to_string());
         volumes.push(BlockVolume {
             device,
             kind: mount.typ().clone().unwrap_or_default(),
-            flags: read_only | mounts::writes(&general),
+            flags: flags(&general),
             data: own.join(","),
             at: at.clone(),
         });
+        general.retain(|option| !matches!(option.as_str(), "sync" | "async" | "dirsync"));
         general.push("bind".into());
         mount
             .set_typ(Some("bind".into()))
@@ -98,6 +91,23 @@ pub fn take(id: &str, mounts: &mut [Mount]) -> Vec<BlockVolume> {
             .set_options(Some(general));
     }
     volumes
+}
+
+/// What the general options say of the file system itself; of those that contradict each other the
+/// last one counts.
+fn flags(options: &[String]) -> MsFlags {
+    let mut flags = MsFlags::empty();
+    for option in options {
+        match option.as_str() {
+            "ro" => flags |= MsFlags::MS_RDONLY,
+            "rw" => flags -= MsFlags::MS_RDONLY,
+            "sync" => flags |= MsFlags::MS_SYNCHRONOUS,
+            "async" => flags -= MsFlags::MS_SYNCHRONOUS,
+            "dirsync" => flags |= MsFlags::MS_DIRSYNC,
+            _ => {}
+        }
+    }
+    flags
 }
 
 /// Mounts them.
@@ -154,7 +164,7 @@ mod tests {
         let mounts = json!([
             { "destination": "/tmp", "type": "tmpfs", "source": "tmpfs" },
             { "destination": "/data", "type": "ext4", "source": "/dev/disk/by-id/virtio-volume0",
-              "options": ["ro", "noexec", "noload", "errors=panic"] },
+              "options": ["ro", "sync", "noexec", "noload", "errors=panic"] },
         ]);
         let mut mounts: Vec<Mount> = serde_json::from_value(mounts).unwrap();
 
@@ -163,7 +173,7 @@ mod tests {
         let volume = BlockVolume {
             device: "/dev/disk/by-id/virtio-volume0".into(),
             kind: "ext4".into(),
-            flags: MsFlags::MS_RDONLY,
+            flags: MsFlags::MS_RDONLY | MsFlags::MS_SYNCHRONOUS,
             data: "noload,errors=panic".into(),
             at: "/run/hull/volumes/c1/0".into(),
         };

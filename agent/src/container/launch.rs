@@ -1,7 +1,7 @@
 //! The last step inside a container: from namespaces and mounts to the user's program.
 //!
 //! ```text
-//! prepare (as root)   change mounts ─▶ enter cwd ─▶ hand over streams ─▶ become the user ─▶ find the program
+//! prepare (as root)   let mounts propagate ─▶ enter cwd ─▶ hand over streams ─▶ become the user ─▶ find the program
 //!                                     … an init waits here until it is started …
 //! execute             seccomp ─▶ capabilities ─▶ execve
 //! ```
@@ -28,12 +28,11 @@ use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 use nix::errno::Errno;
-use nix::mount::MsFlags;
 use nix::sys::stat::{self, Mode};
 use nix::unistd::{AccessFlags, Gid, Uid};
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxCapabilities, Process, Spec};
 
-use super::mounts::Change;
+use super::mounts::Propagation;
 use super::plan::LaunchPlan;
 
 /// Device number of `/dev/null` (Documentation/admin-guide/devices.txt).
@@ -45,7 +44,7 @@ const EXEC_FAILED: i32 = 1;
 /// Why a program cannot be run. The words are runc's, which tools match.
 #[derive(Debug, thiserror::Error)]
 enum LaunchError {
-    #[error("change the mount {}: {}", path.display(), .source.desc())]
+    #[error("change how the mount {} propagates: {}", path.display(), .source.desc())]
     Mount { path: PathBuf, source: Errno },
     #[error("chdir to cwd ({cwd:?}) set in config.json failed: {}", errno_text(.source))]
     Cwd { cwd: PathBuf, source: io::Error },
@@ -95,9 +94,7 @@ impl Launcher {
     /// Everything that can go wrong before the program is to run.
     fn prepare(&self) -> Result<CString, LaunchError> {
         let process = &self.plan.process;
-        for change in &self.plan.mount_changes {
-            change_mount(change)?;
-        }
+        self.plan.propagations.iter().try_for_each(propagate)?;
         enter_cwd(process.cwd(), self.plan.create_cwd)?;
         let uid = Uid::from_raw(process.user().uid());
         for stream in [
@@ -132,7 +129,7 @@ impl Launcher {
         if !no_new_privileges {
             self.load_seccomp()?;
         }
-        drop_capabilities(process)?;
+        drop_capabilities(&self.plan.capabilities)?;
         if no_new_privileges {
             self.load_seccomp()?;
         }
@@ -205,22 +202,11 @@ impl Executor for Launcher {
     }
 }
 
-/// Changes what is mounted at a destination.
-fn change_mount(change: &Change) -> Result<(), LaunchError> {
-    /// What remounting would take away unless it is said again, with the same bits in statvfs(3)
-    /// and mount(2); the kernel keeps times of access as they are.
-    const KEPT: u64 = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-    let path = change.destination.as_path();
-    let changed = (|| {
-        let mut flags = change.flags;
-        if flags.contains(MsFlags::MS_REMOUNT) {
-            let now = nix::sys::statvfs::statvfs(path)?.flags().bits();
-            flags |= MsFlags::from_bits_truncate(now & KEPT);
-        }
-        nix::mount::mount(None::<&str>, path, None::<&str>, flags, None::<&str>)
-    })();
-    changed.map_err(|source| LaunchError::Mount {
-        path: path.to_owned(),
+fn propagate(propagation: &Propagation) -> Result<(), LaunchError> {
+    let Propagation { destination, flags } = propagation;
+    let no = None::<&str>;
+    nix::mount::mount(no, destination, no, *flags, no).map_err(|source| LaunchError::Mount {
+        path: destination.clone(),
         source,
     })
 }
@@ -285,10 +271,8 @@ fn become_user(process: &Process) -> Result<(), LaunchError> {
     })
 }
 
-fn drop_capabilities(process: &Process) -> Result<(), LaunchError> {
-    // None that are given are none, as with runc.
-    let own = process.capabilities().clone().unwrap_or_default();
-    let dropped = capabilities::drop_privileges(&own, &*create_syscall());
+fn drop_capabilities(own: &LinuxCapabilities) -> Result<(), LaunchError> {
+    let dropped = capabilities::drop_privileges(own, &*create_syscall());
     dropped.map_err(|error| LaunchError::Capabilities(crate::error_chain(&error)))
 }
 

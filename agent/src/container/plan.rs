@@ -108,12 +108,14 @@ pub struct Confinement {
 pub struct LaunchPlan {
     /// The user's `process`, unchanged.
     pub process: Process,
+    /// Its capabilities, every set.
+    pub capabilities: LinuxCapabilities,
     /// What it shares with the container's other processes.
     pub confinement: Confinement,
     /// Whether to create a missing working directory, as `runc` does for an init.
     pub create_cwd: bool,
     /// What is left to do for an init's mounts.
-    pub mount_changes: Vec<mounts::Change>,
+    pub propagations: Vec<mounts::Propagation>,
 }
 
 /// What the launcher needs on top of the process's own capabilities, until it drops them: to enter
@@ -173,21 +175,27 @@ pub fn container(id: &str, config: &[u8], terminal: bool) -> Result<Plan, PlanEr
     let network_sysctls = take_network_sysctls(&mut linux);
     let mounts = spec.mounts_mut().as_deref_mut().unwrap_or_default();
     let block_volumes = block_volumes::take(id, mounts);
-    let mount_changes = mounts::changes(mounts);
+    let propagations = mounts::propagations(mounts);
+    for mount in mounts {
+        let options = mount.options().as_deref().map(mounts::reword);
+        mount.set_options(options);
+    }
+    let capabilities = capabilities(&process);
 
     linux
         .set_seccomp(None)
         .set_cgroups_path(Some(cgroup_path(id)));
     spec.set_hooks(hooks)
         .set_linux(Some(linux))
-        .set_process(Some(without_launch(&process)));
+        .set_process(Some(without_launch(&process, &capabilities)));
     Ok(Plan {
         spec,
         launch: LaunchPlan {
             process,
+            capabilities,
             confinement: Confinement { seccomp, id_maps },
             create_cwd: true,
-            mount_changes,
+            propagations,
         },
         device_filter,
         network_sysctls,
@@ -209,13 +217,15 @@ pub fn exec(
         source,
     })?;
     check_process(&process, terminal)?;
+    let capabilities = capabilities(&process);
     Ok(ExecPlan {
-        process: without_launch(&process),
+        process: without_launch(&process, &capabilities),
         launch: LaunchPlan {
             process,
+            capabilities,
             confinement: confinement.clone(),
             create_cwd: false,
-            mount_changes: Vec::new(),
+            propagations: Vec::new(),
         },
     })
 }
@@ -324,13 +334,12 @@ fn check_errno(
 }
 
 /// The process as libcontainer is to see it: root in `/`, with what the launcher needs.
-fn without_launch(process: &Process) -> Process {
+fn without_launch(process: &Process, capabilities: &LinuxCapabilities) -> Process {
     let mut user = UserBuilder::default().uid(0_u32).gid(0_u32);
     if let Some(umask) = process.user().umask() {
         user = user.umask(umask);
     }
     let mut process = process.clone();
-    let capabilities = process.capabilities().clone().unwrap_or_default();
     process
         .set_user(user.build().expect("every field of a user has a default"))
         .set_cwd(PathBuf::from("/"))
@@ -338,8 +347,24 @@ fn without_launch(process: &Process) -> Process {
         // for one with getpwuid(3), which would load libraries that the container's
         // nsswitch.conf names into a process that still has every capability.
         .set_env(Some(vec!["HOME=/".into()]))
-        .set_capabilities(Some(for_launcher(&capabilities)));
+        .set_capabilities(Some(for_launcher(capabilities)));
     process
+}
+
+/// The process's capabilities. A set that is not given is empty, as with runc; to libcontainer it
+/// would be whatever there is.
+fn capabilities(process: &Process) -> LinuxCapabilities {
+    let given = process.capabilities().as_ref();
+    let set = |of: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
+        Some(given.and_then(|sets| of(sets).clone()).unwrap_or_default())
+    };
+    let mut all = LinuxCapabilities::default();
+    all.set_bounding(set(LinuxCapabilities::bounding))
+        .set_effective(set(LinuxCapabilities::effective))
+        .set_permitted(set(LinuxCapabilities::permitted))
+        .set_inheritable(set(LinuxCapabilities::inheritable))
+        .set_ambient(set(LinuxCapabilities::ambient));
+    all
 }
 
 fn for_launcher(own: &LinuxCapabilities) -> LinuxCapabilities {
@@ -462,6 +487,15 @@ mod tests {
 
         assert!(matches!(no_args, PlanError::Missing("process.args")));
         assert!(matches!(relative, PlanError::RelativeCwd(_)));
+    }
+
+    #[test]
+    fn capabilities_that_are_not_given_are_none() {
+        let plan = exec(&process("/", r#""sh""#), &Confinement::default(), false).unwrap();
+
+        let sets = plan.launch.capabilities;
+        assert_eq!(sets.bounding(), &Some(Capabilities::new()));
+        assert_eq!(sets.effective(), &Some(Capabilities::new()));
     }
 
     #[test]
