@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::process::{Command, ExitCode, ExitStatus};
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::{FlockOperation, flock};
@@ -26,6 +27,8 @@ pub(crate) fn act(action: &[String]) -> ExitCode {
     let done = match *action.as_slice() {
         // Whole-file lock by flock(2).
         ["flock", path, kind] => try_flock(path, kind),
+        // The same, for three seconds.
+        ["hold", path] => hold(path),
         // A record lock on some bytes.
         ["lock", path, kind, start, length] => try_lock(path, kind, start, length),
         // Reads one byte of a mapping that has two pages.
@@ -57,6 +60,14 @@ fn try_flock(path: &str, kind: &str) -> Outcome<bool> {
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
         Err(errno) => Err(errno.into()),
     }
+}
+
+fn hold(path: &str) -> Outcome<bool> {
+    let file = open(path)?;
+    flock(&file, FlockOperation::LockExclusive)?;
+    println!("held");
+    std::thread::sleep(Duration::from_secs(3));
+    Ok(true)
 }
 
 fn try_lock(path: &str, kind: &str, start: &str, length: &str) -> Outcome<bool> {
