@@ -126,27 +126,27 @@ fn allowed_devices() {
             &[
                 fact(
                     "what is allowed can be used",
-                    "mknod /tmp/kmsg c 1 11; head -c 1 /tmp/kmsg | wc -c",
+                    "mknod /dev/kmsg c 1 11; head -c 1 /dev/kmsg | wc -c",
                     "1",
                 ),
                 fact(
                     "only the access that is allowed",
-                    "mknod /tmp/kmsg2 c 1 11; (echo x >/tmp/kmsg2) 2>&1 | grep -o 'not permitted'",
+                    "mknod /dev/kmsg2 c 1 11; (echo x >/dev/kmsg2) 2>&1 | grep -o 'not permitted'",
                     "not permitted",
                 ),
                 fact(
                     "what is not allowed cannot be used",
-                    "mknod /tmp/mem c 1 1; head -c 1 /tmp/mem 2>&1 | grep -o 'not permitted'",
+                    "mknod /dev/mem c 1 1; head -c 1 /dev/mem 2>&1 | grep -o 'not permitted'",
                     "not permitted",
                 ),
                 fact(
                     "a block device that is not allowed cannot be used",
-                    "mknod /tmp/block b 254 0; head -c 1 /tmp/block 2>&1 | grep -o 'not permitted'",
+                    "mknod /dev/block b 254 0; head -c 1 /dev/block 2>&1 | grep -o 'not permitted'",
                     "not permitted",
                 ),
                 fact(
                     "entries are applied in the listed order",
-                    "mknod /tmp/port c 1 4; head -c 1 /tmp/port 2>&1 | grep -o 'not permitted'",
+                    "mknod /dev/port c 1 4; head -c 1 /dev/port 2>&1 | grep -o 'not permitted'",
                     "not permitted",
                 ),
                 fact(
@@ -168,7 +168,7 @@ fn allowed_devices() {
             },
             &[fact(
                 "an unset number means all",
-                "mknod /tmp/all c 1 11; head -c 1 /tmp/all | wc -c",
+                "mknod /dev/all c 1 11; head -c 1 /dev/all | wc -c",
                 "1",
             )],
         );

@@ -165,7 +165,6 @@ fn options() {
                         ("norelatime", &["norelatime"]),
                         ("strictatime", &["strictatime"]),
                         ("nostrictatime", &["strictatime", "nostrictatime"]),
-                        ("defaults", &["defaults"]),
                         ("dev", &["nodev", "dev"]),
                         ("nodev", &["nodev"]),
                         ("exec", &["noexec", "exec"]),
@@ -189,7 +188,6 @@ fn options() {
                 fact("norelatime", "option /m/norelatime noatime", "no"),
                 fact("strictatime", "option /m/strictatime relatime; option /m/strictatime noatime", "no\nno"),
                 fact("nostrictatime", "option /m/nostrictatime relatime", "yes"),
-                fact("defaults", "option /m/defaults rw; option /m/defaults nodev", "yes\nno"),
                 fact("dev", "mknod /m/dev/null c 1 3; echo x >/m/dev/null && echo used", "used"),
                 fact("nodev", "mknod /m/nodev/null c 1 3; (echo x >/m/nodev/null) 2>&1 | grep -o 'Permission denied'", "Permission denied"),
                 fact("exec", "cp /bin/busybox /m/exec; /m/exec/busybox echo ran", "ran"),
@@ -199,6 +197,14 @@ fn options() {
                 fact("rw", "touch /m/rw/new && echo written", "written"),
                 fact("ro", "touch /m/ro/new 2>&1 | grep -o Read-only", "Read-only"),
             ],
+        );
+        cases.inside(
+            |spec| tmpfs(spec, &[("defaults", &["defaults"])]),
+            &[fact(
+                "defaults",
+                "option /m/defaults rw; option /m/defaults nodev",
+                "yes\nno",
+            )],
         );
         cases.inside(
             |spec| {
@@ -244,55 +250,6 @@ fn options() {
                     "option /m/symfollow nosymfollow",
                     "no",
                 ),
-            ],
-        );
-        cases.inside(
-            |spec| {
-                tmpfs(
-                    spec,
-                    &[
-                        ("rnoatime", &["rnoatime"]),
-                        ("rnodev", &["rnodev"]),
-                        ("rnodiratime", &["rnodiratime"]),
-                        ("rnoexec", &["rnoexec"]),
-                        ("rnosuid", &["rnosuid"]),
-                        ("rnosymfollow", &["rnosymfollow"]),
-                        ("rro", &["rro"]),
-                        ("rrw", &["ro", "rrw"]),
-                        ("rsuid", &["nosuid", "rsuid"]),
-                        ("rdev", &["nodev", "rdev"]),
-                        ("rexec", &["noexec", "rexec"]),
-                        ("rstrictatime", &["rstrictatime"]),
-                        ("rrelatime", &["rrelatime"]),
-                    ],
-                );
-            },
-            &[
-                fact("rnoatime (SHOULD)", "option /m/rnoatime noatime", "yes"),
-                fact("rnodev (SHOULD)", "option /m/rnodev nodev", "yes"),
-                fact(
-                    "rnodiratime (SHOULD)",
-                    "option /m/rnodiratime nodiratime",
-                    "yes",
-                ),
-                fact("rnoexec (SHOULD)", "option /m/rnoexec noexec", "yes"),
-                fact("rnosuid (SHOULD)", "option /m/rnosuid nosuid", "yes"),
-                fact(
-                    "rnosymfollow (SHOULD)",
-                    "option /m/rnosymfollow nosymfollow",
-                    "yes",
-                ),
-                fact("rro (SHOULD)", "option /m/rro ro", "yes"),
-                fact("rrw (SHOULD)", "option /m/rrw ro", "no"),
-                fact("rsuid (SHOULD)", "option /m/rsuid nosuid", "no"),
-                fact("rdev (SHOULD)", "option /m/rdev nodev", "no"),
-                fact("rexec (SHOULD)", "option /m/rexec noexec", "no"),
-                fact(
-                    "rstrictatime (SHOULD)",
-                    "option /m/rstrictatime relatime",
-                    "no",
-                ),
-                fact("rrelatime (SHOULD)", "option /m/rrelatime relatime", "yes"),
             ],
         );
         cases.refused(
@@ -409,6 +366,56 @@ fn bind_mounts() {
                 fact("rslave", "propagation /m/rslave | grep -c shared", "0"),
                 fact("unbindable", "propagation /m/unbindable", "unbindable"),
                 fact("runbindable", "propagation /m/runbindable", "unbindable"),
+            ],
+        );
+        cases.inside(
+            |spec| {
+                let mounts: [(&str, &[&str]); 13] = [
+                    ("rnoatime", &["rnoatime"]),
+                    ("rnodev", &["rnodev"]),
+                    ("rnodiratime", &["rnodiratime"]),
+                    ("rnoexec", &["rnoexec"]),
+                    ("rnosuid", &["rnosuid"]),
+                    ("rnosymfollow", &["rnosymfollow"]),
+                    ("rro", &["rro"]),
+                    ("rrw", &["ro", "rrw"]),
+                    ("rsuid", &["nosuid", "rsuid"]),
+                    ("rdev", &["nodev", "rdev"]),
+                    ("rexec", &["noexec", "rexec"]),
+                    ("rstrictatime", &["rstrictatime"]),
+                    ("rrelatime", &["rrelatime"]),
+                ];
+                for (name, options) in mounts {
+                    let options = [&["rbind"], options].concat();
+                    mount(spec, &format!("/m/{name}"), "none", &source, &options);
+                }
+            },
+            &[
+                fact("rnoatime (SHOULD)", "option /m/rnoatime noatime", "yes"),
+                fact("rnodev (SHOULD)", "option /m/rnodev nodev", "yes"),
+                fact(
+                    "rnodiratime (SHOULD)",
+                    "option /m/rnodiratime nodiratime",
+                    "yes",
+                ),
+                fact("rnoexec (SHOULD)", "option /m/rnoexec noexec", "yes"),
+                fact("rnosuid (SHOULD)", "option /m/rnosuid nosuid", "yes"),
+                fact(
+                    "rnosymfollow (SHOULD)",
+                    "option /m/rnosymfollow nosymfollow",
+                    "yes",
+                ),
+                fact("rro (SHOULD)", "option /m/rro ro", "yes"),
+                fact("rrw (SHOULD)", "option /m/rrw ro", "no"),
+                fact("rsuid (SHOULD)", "option /m/rsuid nosuid", "no"),
+                fact("rdev (SHOULD)", "option /m/rdev nodev", "no"),
+                fact("rexec (SHOULD)", "option /m/rexec noexec", "no"),
+                fact(
+                    "rstrictatime (SHOULD)",
+                    "option /m/rstrictatime relatime",
+                    "no",
+                ),
+                fact("rrelatime (SHOULD)", "option /m/rrelatime relatime", "yes"),
             ],
         );
         drop(tree);

@@ -38,7 +38,7 @@ fn namespaces() {
                 ),
                 fact(
                     "in a pid namespace there are no other processes",
-                    "ls -d /proc/[0-9]* | wc -l | awk '{ print ($1 < 5) }'",
+                    "ls -d /proc/[0-9]* | wc -l | awk '{ print ($1 < 10) }'",
                     "1",
                 ),
                 fact(
