@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::PathBuf;
 use std::thread;
+use std::time::Duration;
 
-use hull_tests::{Host, command};
+use hull_tests::{Finished, Host, command, wait};
 
 /// A process of the host that serves every container.
 struct Daemon(PathBuf);
@@ -82,22 +83,30 @@ fn a_hundred_processes_at_once_each_say_their_own() {
     let host = Host::take();
     let container = host.container("crowd").start(&["sleep", "10000"]);
 
-    let said: Vec<String> = thread::scope(|scope| {
+    let ended: Vec<Finished> = thread::scope(|scope| {
         let container = &container;
-        let execs: Vec<_> = (0..100)
+        let execs: Vec<_> = (0..100_u64)
             .map(|number| {
                 scope.spawn(move || {
-                    let script = format!("sleep 5; echo {number}");
-                    let id = format!("e{number}");
-                    container.exec(&id, &["sh", "-c", &script]).stdout
+                    // A hundred clients at once would wait for containerd longer than they do.
+                    thread::sleep(Duration::from_millis(500) * u32::try_from(number).unwrap());
+                    let script = format!("until [ -e /go ]; do sleep 1; done; echo {number}");
+                    container.exec(&format!("e{number}"), &["sh", "-c", &script])
                 })
             })
             .collect();
+        thread::sleep(Duration::from_secs(50));
+        wait::until("all are there at once", || {
+            let there = host.ctr(&["task", "ps", "crowd"]);
+            (there.stdout.matches("exec_id").count() == 100).then_some(())
+        });
+        assert_eq!(container.exec("go", &["touch", "/go"]).status, 0);
         execs.into_iter().map(|exec| exec.join().unwrap()).collect()
     });
 
-    let expected: Vec<String> = (0..100).map(|number| format!("{number}\n")).collect();
-    assert_eq!(said, expected);
+    for (number, exec) in ended.iter().enumerate() {
+        assert_eq!(exec.stdout, format!("{number}\n"), "{exec:#?}");
+    }
     container.kill("SIGKILL");
     container.wait_until_stopped();
     container.remove();
