@@ -58,24 +58,29 @@ fn hooks() {
                 )
             },
         );
-        cases.story(demand("hooks are told the status"), |stage| {
+        let told = [
+            (
+                demand("a createRuntime hook is told creating"),
+                "createRuntime creating",
+            ),
+            (
+                demand("a poststart hook is told running"),
+                "poststart running",
+            ),
+            (
+                demand("a poststop hook is told stopped"),
+                "poststop stopped",
+            ),
+        ];
+        cases.judge(&told.each_ref().map(|(demand, _)| demand), |stage| {
             let hooks = json!({
                 "createRuntime": [logs(stage, "createRuntime")],
                 "poststart": [logs(stage, "poststart")],
                 "poststop": [logs(stage, "poststop")],
             });
-            let run = stage.run(|spec| echo(spec, &hooks));
-            let log = stage.bundle.take_log();
-            same(run.stdout.trim(), "it runs")?;
-            let log: Vec<&str> = log.iter().map(String::as_str).collect();
-            same(
-                log,
-                vec![
-                    "createRuntime creating",
-                    "poststart running",
-                    "poststop stopped",
-                ],
-            )
+            let _ = stage.run(|spec| echo(spec, &hooks));
+            let log = stage.bundle.take_log().join("\n");
+            told.iter().map(|(_, line)| contains(&log, line)).collect()
         });
         cases.story(demand("the state is on a hook's standard input"), |stage| {
             let log = stage.bundle.path("log");

@@ -14,51 +14,57 @@ fn waits(spec: &mut Value) {
     spec["process"]["args"] = json!(["/bin/sh", "-c", script]);
 }
 
-/// Starts it, and tells about it before it is removed.
-fn while_running(stage: &Stage<'_>, tell: impl Fn(&Container<'_>) -> Verdict) -> Verdict {
-    let up = stage.bundle.path("rootfs/srv/up");
-    let _ = fs::remove_file(&up);
-    let container = stage.container(waits).start(&[]);
-    wait::until("the process is up", || up.exists().then_some(()));
-    let verdict = tell(&container);
-    let _ = stage.host.ctr(&["task", "kill", "-s", "KILL", ID]);
-    container.wait_until_stopped();
-    container.remove();
-    verdict
-}
-
 fn status(container: &Container<'_>) -> Option<String> {
     container.listed()?.last().cloned()
 }
 
+/// One container from its start to its end: what is demanded of each step of its life.
+const LIFE: [super::Demand; 6] = [
+    demand("a running container is running, and has a pid"),
+    demand("to delete a running container is an error without effect"),
+    demand("an id that is taken is an error"),
+    demand("kill sends the signal"),
+    demand("a container whose process ended is stopped"),
+    demand("a signal to a stopped container is an error"),
+];
+
+fn live(stage: &Stage<'_>) -> Vec<Verdict> {
+    let file = |name: &str| stage.bundle.path("rootfs/srv").join(name);
+    for name in ["up", "seen"] {
+        let _ = fs::remove_file(file(name));
+    }
+    let running = |container: &Container<'_>| same(status(container).as_deref(), Some("RUNNING"));
+    let refused = |words: &[&str]| {
+        let done = stage.host.ctr(words);
+        same(done.status, 1).map(|()| done.stderr)
+    };
+
+    let container = stage.container(waits).start(&[]);
+    wait::until("the process is up", || file("up").exists().then_some(()));
+    let line = container.listed().unwrap_or_default();
+    let process = line.get(1).map(|pid| format!("/proc/{pid}"));
+    let has_pid = process.is_some_and(|process| fs::exists(process).unwrap_or(false));
+    let mut verdicts = vec![running(&container).and_then(|()| same(has_pid, true))];
+    let deleted = refused(&["task", "rm", ID]);
+    verdicts.push(deleted.and_then(|_| running(&container)));
+    let started = refused(&["task", "start", "--detach", ID]);
+    verdicts.push(started.and_then(|_| running(&container)));
+
+    container.kill("TERM");
+    container.wait_until_stopped();
+    let seen = fs::read_to_string(file("seen")).unwrap_or_default();
+    verdicts.push(same(seen.trim(), "term"));
+    verdicts.push(same(status(&container).as_deref(), Some("STOPPED")));
+    let killed = refused(&["task", "kill", "-s", "TERM", ID]);
+    verdicts.push(killed.and_then(|said| contains(&said, "not found")));
+    container.remove();
+    verdicts
+}
+
 #[test]
-fn state() {
-    section("runtime.md#runtimeState", |cases| {
-        cases.story(
-            demand("a running container is running, and has a pid"),
-            |stage| {
-                while_running(stage, |container| {
-                    same(status(container), Some("RUNNING".to_owned()))?;
-                    let pid = container
-                        .listed()
-                        .and_then(|line| line[1].parse::<u32>().ok());
-                    same(
-                        pid.is_some_and(|pid| fs::exists(format!("/proc/{pid}")).unwrap_or(false)),
-                        true,
-                    )
-                })
-            },
-        );
-        cases.story(
-            demand("a container whose process ended is stopped"),
-            |stage| {
-                while_running(stage, |container| {
-                    container.kill("KILL");
-                    container.wait_until_stopped();
-                    same(status(container), Some("STOPPED".to_owned()))
-                })
-            },
-        );
+fn lifecycle() {
+    section("runtime.md#runtimeLifecycle", |cases| {
+        cases.judge(&LIFE.each_ref(), live);
     });
 }
 
@@ -88,37 +94,6 @@ fn operations() {
                 }
             },
         );
-        cases.story(demand("kill sends the signal"), |stage| {
-            let seen = stage.bundle.path("rootfs/srv/seen");
-            let _ = fs::remove_file(&seen);
-            while_running(stage, |container| {
-                container.kill("TERM");
-                container.wait_until_stopped();
-                same(fs::read_to_string(&seen).unwrap_or_default().trim(), "term")
-            })
-        });
-        cases.story(
-            demand("a signal to a stopped container is an error"),
-            |stage| {
-                while_running(stage, |container| {
-                    container.kill("KILL");
-                    container.wait_until_stopped();
-                    let killed = stage.host.ctr(&["task", "kill", "-s", "TERM", ID]);
-                    same(killed.status, 1)?;
-                    contains(&killed.stderr, "not found")
-                })
-            },
-        );
-        cases.story(
-            demand("to delete a running container is an error without effect"),
-            |stage| {
-                while_running(stage, |container| {
-                    let deleted = stage.host.ctr(&["task", "rm", ID]);
-                    same(deleted.status, 1)?;
-                    same(status(container), Some("RUNNING".to_owned()))
-                })
-            },
-        );
         cases.story(
             demand("operations on a container that does not exist are errors"),
             |stage| {
@@ -131,13 +106,6 @@ fn operations() {
                 Ok(())
             },
         );
-        cases.story(demand("an id that is taken is an error"), |stage| {
-            while_running(stage, |container| {
-                let again = stage.host.ctr(&["task", "start", "--detach", ID]);
-                same(again.status, 1)?;
-                same(status(container), Some("RUNNING".to_owned()))
-            })
-        });
         cases.story(
             demand("a deleted container's id may be used again, and its resources are gone"),
             |stage| {

@@ -128,6 +128,8 @@ impl<'a> Stage<'a> {
         let mut spec = self.bundle.spec();
         // The groups of containerd's namespace are nobody's leftovers.
         spec["linux"]["cgroupsPath"] = json!(format!("/default/{ID}"));
+        // The root is shared by all cases; what scripts write is not.
+        mount(&mut spec, "/tmp", "tmpfs", "tmpfs", &["mode=1777"]);
         change(&mut spec);
         let container = self.bundle.container(self.host, ID, &spec);
         container
@@ -142,6 +144,8 @@ impl<'a> Stage<'a> {
             // `ctr run --rm` removes nothing when it fails early.
             let _ = self.host.ctr(&["task", "rm", "--force", ID]);
             let _ = self.host.ctr(&["container", "rm", ID]);
+            // crun leaves its group then; Hull makes none here.
+            let _ = std::fs::remove_dir(format!("/sys/fs/cgroup/default/{ID}"));
         }
         run
     }

@@ -94,14 +94,6 @@ fn namespaces() {
                 "1",
             )],
         );
-        cases.inside(
-            |spec| without(spec, "ipc"),
-            &[fact(
-                "without an ipc namespace the process runs",
-                "echo it runs",
-                "it runs",
-            )],
-        );
         cases.refused(
             demand("namespaces of the same type are an error"),
             |spec| with(spec, "ipc"),
