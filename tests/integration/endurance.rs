@@ -2,10 +2,8 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::thread;
-use std::time::Duration;
 
-use hull_tests::{Finished, Host, command, wait};
+use hull_tests::{Host, command, wait};
 
 /// A process of the host that serves every container.
 struct Daemon(PathBuf);
@@ -82,30 +80,25 @@ fn two_hundred_lives_leave_nothing_and_cost_containerd_nothing() {
 fn a_hundred_processes_at_once_each_say_their_own() {
     let host = Host::take();
     let container = host.container("crowd").start(&["sleep", "10000"]);
+    let outputs = tempfile::tempdir().unwrap();
+    let names: Vec<String> = (0..100).map(|number| format!("e{number}")).collect();
 
-    let ended: Vec<Finished> = thread::scope(|scope| {
-        let container = &container;
-        let execs: Vec<_> = (0..100_u64)
-            .map(|number| {
-                scope.spawn(move || {
-                    // A hundred clients at once would wait for containerd longer than they do.
-                    thread::sleep(Duration::from_millis(500) * u32::try_from(number).unwrap());
-                    let script = format!("until [ -e /go ]; do sleep 1; done; echo {number}");
-                    container.exec(&format!("e{number}"), &["sh", "-c", &script])
-                })
-            })
-            .collect();
-        thread::sleep(Duration::from_secs(50));
-        wait::until("all are there at once", || {
-            let there = host.ctr(&["task", "ps", "crowd"]);
-            (there.stdout.matches("exec_id").count() == 100).then_some(())
+    // A hundred clients at once would be a test of how long `ctr` waits for containerd.
+    for name in &names {
+        let script = format!("until [ -e /go ]; do sleep 1; done; echo {name}");
+        let output = outputs.path().join(name);
+        container.exec_detached(name, &output, &["sh", "-c", &script]);
+    }
+    let there = host.ctr(&["task", "ps", "crowd"]);
+    assert_eq!(there.stdout.matches("exec_id").count(), 100, "{there:#?}");
+    assert_eq!(container.exec("go", &["touch", "/go"]).status, 0);
+
+    for name in &names {
+        let output = wait::until("the process has spoken", || {
+            let output = fs::read_to_string(outputs.path().join(name)).ok()?;
+            output.ends_with('\n').then_some(output)
         });
-        assert_eq!(container.exec("go", &["touch", "/go"]).status, 0);
-        execs.into_iter().map(|exec| exec.join().unwrap()).collect()
-    });
-
-    for (number, exec) in ended.iter().enumerate() {
-        assert_eq!(exec.stdout, format!("{number}\n"), "{exec:#?}");
+        assert_eq!(output.trim(), name);
     }
     container.kill("SIGKILL");
     container.wait_until_stopped();

@@ -1,5 +1,7 @@
 //! Containers through `ctr`, on Hull or, to compare, on runc.
 
+use std::path::Path;
+
 use crate::command::{Finished, command};
 use crate::host::Host;
 use crate::{RUNTIME, wait};
@@ -113,6 +115,20 @@ impl<'a> Container<'a> {
     pub fn exec(&self, exec_id: &str, args: &[&str]) -> Finished {
         let words = [&["task", "exec", "--exec-id", exec_id, self.name], args].concat();
         command("ctr", &words, self.stdin)
+    }
+
+    /// Runs a further command in it that goes on alone, its output in a file of the host
+    /// (`ctr task exec --detach --log-uri`).
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[track_caller]
+    pub fn exec_detached(&self, exec_id: &str, output: &Path, args: &[&str]) {
+        let uri = format!("file://{}", output.display());
+        let options = ["--detach", "--log-uri", &uri, "--exec-id", exec_id];
+        let words = [&["task", "exec"], &options[..], &[self.name], args].concat();
+        let started = command("ctr", &words, b"");
+        assert_eq!(started.status, 0, "{started:#?}");
     }
 
     /// The line of `ctr task ls` that tells of it.
