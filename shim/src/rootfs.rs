@@ -76,7 +76,8 @@ fn mount_one(mount: &Mount, target: &Path) -> Result<(), RootfsError> {
     })
 }
 
-/// Shows the guest a container's root, which is at `root` on the host, and its volumes.
+/// Shows the guest a container's root, which is at `root` on the host, and its volumes. The folder's
+/// share is open.
 ///
 /// # Errors
 /// When one of them does not exist or cannot be mounted.
@@ -90,7 +91,6 @@ pub fn share(
         path: root.to_owned(),
         source,
     })?;
-    state.open_share()?;
     let base = Path::new(id);
     let whole = Sharing {
         recursive: true,
@@ -106,6 +106,14 @@ pub fn share(
         )?;
     }
     Ok(())
+}
+
+/// Undoes [`share`], in a sandbox that goes on.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn unshare(state: &StateDir, id: &str) -> Result<(), RootfsError> {
+    Ok(state.unshare(Path::new(id))?)
 }
 
 /// Undoes [`mount`].

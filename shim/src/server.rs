@@ -7,6 +7,7 @@
 //! containerd understands (`bootstrap`).
 
 use std::io::{IsTerminal, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,10 +25,13 @@ use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
 use crate::bootstrap;
+use crate::bundle;
 use crate::cleanup;
 use crate::config::Config;
 use crate::container::LOST;
 use crate::events::Events;
+use crate::grouping;
+use crate::rootfs;
 use crate::runtime::Runtime;
 use crate::state_dir::StateDir;
 use crate::task_service::TaskService;
@@ -68,7 +72,10 @@ async fn start(flags: &Flags) -> anyhow::Result<()> {
     }
     // The library's own way into the cgroup finds none without controllers.
     options.extensions.clear();
-    let address = spawn(options, &flags.id, Vec::new()).await?;
+    let address = match joined(flags)? {
+        Some(address) => address,
+        None => spawn(options, &flags.id, Vec::new()).await?,
+    };
     // containerd 1.7 finds the shim again by this file of the bundle when it has been restarted, and
     // `delete` its socket.
     std::fs::write(".address", &address)
@@ -76,6 +83,15 @@ async fn start(flags: &Flags) -> anyhow::Result<()> {
         .context("write the shim's address into the bundle")?;
     let answered = std::io::stdout().write_all(&answer.bytes(&address)?);
     answered.context("tell containerd the shim's address")
+}
+
+/// Where the shim of the sandbox listens that the container joins, if it joins one.
+fn joined(flags: &Flags) -> anyhow::Result<Option<String>> {
+    let config = Config::load()?;
+    let bundle = std::env::current_dir().context("find the bundle")?;
+    let spec = bundle::load(&bundle)?;
+    let sandbox = grouping::sandbox(&spec, &config.state, &flags.namespace)?;
+    Ok(sandbox.and_then(|sandbox| sandbox.address()))
 }
 
 /// Moves this process, and so the server that it starts, into a cgroup of the host's
@@ -102,9 +118,19 @@ fn delete(flags: &Flags) -> anyhow::Result<()> {
         bundle => PathBuf::from(bundle),
     };
     let state = StateDir::at(&config.state, &flags.namespace, &flags.id)?;
-    cleanup::clean_up(&state, &bundle)?;
-    if let Ok(address) = std::fs::read_to_string(bundle.join(ADDRESS_FILE)) {
-        remove_socket(&socket_path(address.trim()))?;
+    let socket = std::fs::read_to_string(bundle.join(ADDRESS_FILE)).ok();
+    let socket = socket.map(|address| socket_path(address.trim()));
+    let served = socket
+        .as_ref()
+        .is_some_and(|socket| UnixStream::connect(socket).is_ok());
+    if served && state.is_shared(&flags.id) {
+        // containerd asks, too, when the first container is deleted and its machine goes on.
+        rootfs::unmount(&bundle.join("rootfs"))?;
+    } else {
+        cleanup::clean_up(&state, &bundle)?;
+    }
+    if let Some(socket) = socket.filter(|_| !served) {
+        remove_socket(&socket)?;
     }
     let response = DeleteResponse {
         exit_status: LOST,
@@ -124,7 +150,13 @@ async fn serve(flags: &Flags) -> anyhow::Result<()> {
     let address = std::env::var("TTRPC_ADDRESS").context("read TTRPC_ADDRESS")?;
     let (events, published) = Events::to_containerd(address, flags.namespace.clone());
     let shutdown = Arc::new(Notify::new());
-    let runtime = Runtime::new(&flags.namespace, &flags.id, events, Arc::clone(&shutdown));
+    let runtime = Runtime::new(
+        &flags.namespace,
+        &flags.id,
+        &flags.socket,
+        events,
+        Arc::clone(&shutdown),
+    );
     let task: Arc<dyn Task + Send + Sync> = Arc::new(TaskService::new(runtime));
     let mut server = Server::new().add_listener(Listener::from(listener));
     for name in [TASK_V2, TASK_V3] {

@@ -219,6 +219,56 @@ impl StateDir {
         Ok(())
     }
 
+    /// Undoes every [`StateDir::share`] below `to`. Nothing to do is no error.
+    ///
+    /// # Errors
+    /// When something stays mounted; then nothing is removed, for it would be the host's.
+    pub fn unshare(&self, to: &Path) -> Result<(), StateError> {
+        let target = self.shared().join(to);
+        unmount_below(&target)?;
+        match fs::remove_dir_all(&target) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StateError::Remove {
+                path: target,
+                source,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether something of others than container `id` is shared here.
+    #[must_use]
+    pub fn is_shared(&self, id: &str) -> bool {
+        let mut entries = fs::read_dir(self.shared()).into_iter().flatten().flatten();
+        entries.any(|entry| entry.file_name() != id)
+    }
+
+    /// Notes where the sandbox's shim listens, for containers that join it.
+    ///
+    /// # Errors
+    /// When it cannot be noted.
+    pub fn note_address(&self, address: &str) -> Result<(), StateError> {
+        let path = self.path.join("address");
+        fs::write(&path, address).map_err(|source| StateError::Make { path, source })
+    }
+
+    /// Where the sandbox's shim listens, once there is a sandbox.
+    #[must_use]
+    pub fn address(&self) -> Option<String> {
+        fs::read_to_string(self.path.join("address")).ok()
+    }
+
+    /// The sandboxes of a containerd namespace that there are.
+    #[must_use]
+    pub fn all(state: &Path, namespace: &str) -> Vec<Self> {
+        let folders = fs::read_dir(state.join(namespace)).into_iter().flatten();
+        folders
+            .filter_map(|folder| {
+                let name = folder.ok()?.file_name();
+                Self::at(state, namespace, name.to_str()?).ok()
+            })
+            .collect()
+    }
+
     /// Notes a process that has to end with the sandbox, so that a later process can find it. One
     /// that has ended already needs no note.
     ///

@@ -20,6 +20,8 @@ mod network;
 mod oci;
 /// Containers that run one command.
 mod run;
+/// Containers that share namespaces, and so a machine.
+mod sandbox;
 /// User namespaces.
 mod users;
 /// `hull-vmm` alone, with a kernel and busybox.

@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use super::block_volumes;
 use super::diary;
 use super::launch::Launcher;
+use super::namespaces::UserNamespace;
 use super::plan::{self, LaunchPlan, Plan};
 use super::user_namespace;
 use crate::cgroup::{Cgroup, CgroupError};
@@ -205,7 +206,7 @@ async fn try_create(
     make_directory(Path::new(CONSOLES))?;
     let streams = Streams::connect(host, ports, Path::new(CONSOLES), &unique_name()).await?;
     let (report, reporter) = Report::open()?;
-    if let Some(maps) = &plan.launch.confinement.id_maps {
+    if let UserNamespace::Own(maps) = &plan.user_namespace {
         user_namespace::create(reaper, id, maps).await?;
     }
     // In the container's network namespace, if it has just got one of its own.

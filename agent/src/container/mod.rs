@@ -18,6 +18,7 @@ pub mod error;
 pub mod exec;
 pub mod launch;
 pub mod mounts;
+pub mod namespaces;
 pub mod plan;
 mod start;
 mod state;
@@ -35,6 +36,7 @@ use tokio::sync::Notify;
 
 use self::create::Created;
 use self::error::ContainerError;
+use self::namespaces::Neighbour;
 use self::plan::Confinement;
 use self::state::{Container, Process};
 use crate::cgroup;
@@ -95,7 +97,8 @@ impl Containers {
         ports: Ports,
     ) -> Result<i32, ContainerError> {
         plan::check_id(id)?;
-        let plan = plan::container(id, config, ports.is_terminal())?;
+        let neighbour = |name: &str| self.neighbour(name);
+        let plan = plan::container(id, config, ports.is_terminal(), neighbour)?;
         self.reserve(id, plan.launch.confinement.clone())?;
         let inner = &self.inner;
         match create::create(&inner.reaper, inner.host, id, &plan, ports).await {
@@ -307,6 +310,16 @@ impl Containers {
             manager.apply(&options).map_err(|error| error_chain(&error))
         });
         Ok(updated.await?)
+    }
+
+    /// What a container that joins this one needs to know of it; it must have an init.
+    fn neighbour(&self, id: &str) -> Option<Neighbour> {
+        let table = self.table();
+        let container = table.get(id)?;
+        Some(Neighbour {
+            init: container.init.pid()?,
+            id_maps: container.confinement.id_maps.clone(),
+        })
     }
 
     fn reserve(&self, id: &str, confinement: Confinement) -> Result<(), ContainerError> {

@@ -10,14 +10,15 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    Capabilities, Capability, Hooks, Linux, LinuxCapabilities, LinuxNamespace, LinuxNamespaceType,
-    LinuxSeccomp, LinuxSeccompAction, LinuxSyscall, PosixRlimitType, Process, Spec, UserBuilder,
+    Capabilities, Capability, Hooks, Linux, LinuxCapabilities, LinuxNamespaceType, LinuxSeccomp,
+    LinuxSeccompAction, LinuxSyscall, PosixRlimitType, Process, Spec, UserBuilder,
 };
 
 use super::block_volumes::{self, BlockVolume};
 use super::devices::{self, DeviceError, Instruction};
 use super::mounts;
-use super::user_namespace::{self, IdMaps};
+use super::namespaces::{self, Neighbour, UserNamespace};
+use super::user_namespace::IdMaps;
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +54,14 @@ pub enum PlanError {
     /// A map of user or group ids that no container can live with.
     #[error("{0} must map the container's root (id 0), in at most 340 lines")]
     IdMap(&'static str),
+    /// A namespace of a container that has none, or is not here.
+    #[error("linux.namespaces[{namespace}]: container {container:?} has none to join here")]
+    NoNeighbour {
+        /// Its type.
+        namespace: LinuxNamespaceType,
+        /// Whose it was to be.
+        container: String,
+    },
     /// A working directory that `chdir(2)` would take relative to nothing.
     #[error("process.cwd {} is not absolute", .0.display())]
     RelativeCwd(PathBuf),
@@ -81,6 +90,8 @@ pub struct Plan {
     /// For the kernel, too: `net.*` parameters. The machine's network is the container's, so there
     /// is no namespace that libcontainer would set them in.
     pub network_sysctls: HashMap<String, String>,
+    /// For the agent: whether it has one to make.
+    pub user_namespace: UserNamespace,
     /// For the agent: what it mounts first.
     pub block_volumes: Vec<BlockVolume>,
 }
@@ -148,11 +159,16 @@ pub fn check_id(id: &str) -> Result<(), PlanError> {
     }
 }
 
-/// Plans a container from its `config.json`.
+/// Plans a container from its `config.json`; `neighbour` looks up the machine's others.
 ///
 /// # Errors
 /// Everything but `Id`.
-pub fn container(id: &str, config: &[u8], terminal: bool) -> Result<Plan, PlanError> {
+pub fn container(
+    id: &str,
+    config: &[u8],
+    terminal: bool,
+    neighbour: impl Fn(&str) -> Option<Neighbour>,
+) -> Result<Plan, PlanError> {
     let mut spec: Spec = serde_json::from_slice(config).map_err(|source| PlanError::Decode {
         object: "config.json",
         source,
@@ -161,7 +177,8 @@ pub fn container(id: &str, config: &[u8], terminal: bool) -> Result<Plan, PlanEr
     let process = spec.process().clone();
     let process = process.ok_or(PlanError::Missing("process"))?;
     let mut linux = spec.linux().clone().ok_or(PlanError::Missing("linux"))?;
-    let id_maps = take_id_maps(id, &mut linux)?;
+    let user_namespace = namespaces::settle(id, &mut linux, neighbour)?;
+    let id_maps = user_namespace.id_maps().cloned();
     let hooks = spec.hooks().as_ref().map(guest_hooks).transpose()?;
     check_process(&process, terminal)?;
     let seccomp = linux.seccomp().clone();
@@ -199,6 +216,7 @@ pub fn container(id: &str, config: &[u8], terminal: bool) -> Result<Plan, PlanEr
         },
         device_filter,
         network_sysctls,
+        user_namespace,
         block_volumes,
     })
 }
@@ -228,23 +246,6 @@ pub fn exec(
             propagations: Vec::new(),
         },
     })
-}
-
-/// Takes the ids of a user namespace out of the configuration, and has libcontainer join the one
-/// that `user_namespace` makes of them.
-fn take_id_maps(id: &str, linux: &mut Linux) -> Result<Option<IdMaps>, PlanError> {
-    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
-    let user = |namespace: &&mut LinuxNamespace| namespace.typ() == LinuxNamespaceType::User;
-    let Some(namespace) = namespaces.iter_mut().find(user) else {
-        return Ok(None);
-    };
-    namespace.set_path(Some(user_namespace::path(id)));
-    let maps = IdMaps::new(linux.uid_mappings().as_ref(), linux.gid_mappings().as_ref())?;
-    linux
-        .set_namespaces(Some(namespaces))
-        .set_uid_mappings(None)
-        .set_gid_mappings(None);
-    Ok(Some(maps))
 }
 
 /// Lets `startContainer` through: its program is the container's. The others are the host's.
@@ -405,13 +406,17 @@ mod tests {
         .into_bytes()
     }
 
+    fn plan(id: &str, config: &[u8], terminal: bool) -> Result<Plan, PlanError> {
+        container(id, config, terminal, |_| None)
+    }
+
     fn process(cwd: &str, args: &str) -> Vec<u8> {
         format!(r#"{{"cwd": "{cwd}", "args": [{args}], "user": {{"uid": 0, "gid": 0}}}}"#).into()
     }
 
     #[test]
     fn what_the_launcher_does_is_taken_from_libcontainer() {
-        let plan = container("c1", &config(r#""namespaces": [{"type": "pid"}]"#), false).unwrap();
+        let plan = plan("c1", &config(r#""namespaces": [{"type": "pid"}]"#), false).unwrap();
 
         let theirs = plan.spec.process().clone().unwrap();
         assert_eq!((theirs.user().uid(), theirs.user().gid()), (0, 0));
@@ -430,28 +435,10 @@ mod tests {
 
     #[test]
     fn the_cgroup_is_ours_whatever_the_configuration_says() {
-        let plan = container("c1", &config(r#""cgroupsPath": "/../escape""#), false).unwrap();
+        let plan = plan("c1", &config(r#""cgroupsPath": "/../escape""#), false).unwrap();
 
         let linux = plan.spec.linux().clone().unwrap();
         assert_eq!(linux.cgroups_path(), &Some(PathBuf::from("/hull/c1")));
-    }
-
-    #[test]
-    fn a_user_namespace_is_one_to_join() {
-        let mapped = r#""namespaces": [{"type": "user"}],
-            "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 10}],
-            "gidMappings": [{"containerID": 0, "hostID": 2000, "size": 10}]"#;
-
-        let plan = container("c1", &config(mapped), false).unwrap();
-
-        let linux = plan.spec.linux().clone().unwrap();
-        let namespace = &linux.namespaces().clone().unwrap()[0];
-        assert_eq!(namespace.path(), &Some(user_namespace::path("c1")));
-        assert_eq!(linux.uid_mappings(), &None);
-        assert!(plan.launch.confinement.id_maps.is_some());
-        let unmapped = config(r#""namespaces": [{"type": "user"}]"#);
-        let error = container("c1", &unmapped, false).unwrap_err();
-        assert!(matches!(error, PlanError::Missing("linux.uidMappings")));
     }
 
     #[test]
@@ -461,14 +448,14 @@ mod tests {
                 {"names": ["mount"], "action": "SCMP_ACT_NOTIFY"}]}"#,
         );
 
-        let error = container("c1", &config, false).unwrap_err();
+        let error = plan("c1", &config, false).unwrap_err();
 
         assert!(matches!(error, PlanError::Unsupported(_)));
     }
 
     #[test]
     fn a_terminal_in_the_configuration_alone_is_refused() {
-        let error = container("c1", &config(""), true).unwrap_err();
+        let error = plan("c1", &config(""), true).unwrap_err();
 
         assert!(matches!(
             error,
@@ -502,7 +489,7 @@ mod tests {
     fn parameters_of_the_network_are_taken_from_libcontainer() {
         let config = config(r#""sysctl": {"net.core.somaxconn": "7", "kernel.msgmax": "9"}"#);
 
-        let plan = container("c1", &config, false).unwrap();
+        let plan = plan("c1", &config, false).unwrap();
 
         let network = ("net.core.somaxconn".to_owned(), "7".to_owned());
         assert_eq!(plan.network_sysctls, [network].into());
@@ -535,7 +522,7 @@ mod tests {
                 "errnoRet",
             ),
         ] {
-            let error = container("c1", &seccomp(profile), false).unwrap_err();
+            let error = plan("c1", &seccomp(profile), false).unwrap_err();
 
             assert!(
                 error.to_string().ends_with(&format!("takes no {field}")),

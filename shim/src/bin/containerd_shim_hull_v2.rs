@@ -2,14 +2,23 @@
 
 #![forbid(unsafe_code)]
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use hull_shim::server;
+use hull_shim::{pause_process, server};
+
+fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    if args == [pause_process::ARGUMENT] {
+        let _ = pause_process::run();
+        return ExitCode::FAILURE;
+    }
+    serve(&args)
+}
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
-    let args: Vec<_> = std::env::args_os().skip(1).collect();
-    let flags = match containerd_shim::parse(&args) {
+async fn serve(args: &[OsString]) -> ExitCode {
+    let flags = match containerd_shim::parse(args) {
         Ok(flags) if flags.version => {
             println!("{} {}", server::RUNTIME, env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;

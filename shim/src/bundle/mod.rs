@@ -7,15 +7,17 @@
 mod devices;
 mod load;
 mod mounts;
+mod namespaces;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Process, Spec};
 
 pub use self::load::{BundleError, Malformed, check_resources, host_root, load, translate_process};
 pub use self::mounts::{BlockVolume, Volume};
+pub use self::namespaces::{Neighbours, Nobody};
 use crate::hooks::Hooks;
 
 /// A field that a virtual machine, or Hull as it is, cannot honour (docs/limits.md).
@@ -52,10 +54,16 @@ pub struct Guest {
 }
 
 /// Translates the configuration of container `id`, which the guest finds on its share at `share`.
+/// `neighbours` are the containers of the machine that it joins.
 ///
 /// # Errors
 /// The first field that cannot be honoured.
-pub fn translate(mut spec: Spec, id: &str, share: &Path) -> Result<Guest, Unsupported> {
+pub fn translate(
+    mut spec: Spec,
+    id: &str,
+    share: &Path,
+    neighbours: &impl Neighbours,
+) -> Result<Guest, Unsupported> {
     let base = share.join(id);
     let hooks = Hooks::take(&mut spec)?;
     if let Some(root) = spec.root_mut() {
@@ -74,7 +82,8 @@ pub fn translate(mut spec: Spec, id: &str, share: &Path) -> Result<Guest, Unsupp
                 "the guest's processor has no such resources",
             );
         }
-        let (namespaces, network) = namespaces(linux.namespaces().as_deref().unwrap_or_default())?;
+        let asked = linux.namespaces().as_deref().unwrap_or_default();
+        let (namespaces, network) = namespaces::translate(asked, neighbours)?;
         linux.set_namespaces(Some(namespaces));
         network_namespace = network;
         for device in linux.devices().iter().flatten() {
@@ -109,38 +118,6 @@ pub fn translate(mut spec: Spec, id: &str, share: &Path) -> Result<Guest, Unsupp
 fn drop_labels(process: &mut Process) {
     process.set_apparmor_profile(None);
     process.set_selinux_label(None);
-}
-
-/// The namespaces that the guest makes, and the path of the network's.
-fn namespaces(
-    asked: &[LinuxNamespace],
-) -> Result<(Vec<LinuxNamespace>, Option<PathBuf>), Unsupported> {
-    let mut kept: Vec<LinuxNamespace> = Vec::new();
-    let mut network = None;
-    for (number, namespace) in asked.iter().enumerate() {
-        if asked[..number].iter().any(|n| n.typ() == namespace.typ()) {
-            return unsupported(
-                &format!("linux.namespaces[{}]", namespace.typ()),
-                "there is one of this type already",
-            );
-        }
-        let path = namespace
-            .path()
-            .clone()
-            .filter(|path| !path.as_os_str().is_empty());
-        match namespace.typ() {
-            // The machine is one: its interfaces are the container's.
-            LinuxNamespaceType::Network => network = path,
-            typ if path.is_some() => {
-                return unsupported(
-                    &format!("linux.namespaces[{typ}].path"),
-                    "a namespace of the host cannot be joined from a virtual machine",
-                );
-            }
-            _ => kept.push(namespace.clone()),
-        }
-    }
-    Ok((kept, network))
 }
 
 fn unsupported<T>(field: &str, reason: &'static str) -> Result<T, Unsupported> {

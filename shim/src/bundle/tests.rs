@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use std::path::Path;
 
-use oci_spec::runtime::{Capability, Mount, Spec};
+use oci_spec::runtime::{Capability, LinuxNamespaceType, Mount, Spec};
 
 use super::*;
 use crate::state_dir::Sharing;
@@ -27,7 +27,7 @@ fn spec(change: &Value) -> Spec {
 }
 
 fn guest(change: &Value) -> Result<Guest, Unsupported> {
-    translate(spec(change), "tide", Path::new("/share"))
+    translate(spec(change), "tide", Path::new("/share"), &Nobody)
 }
 
 #[test]
@@ -59,6 +59,40 @@ fn the_network_namespace_is_the_machine() {
         given.unwrap().network_namespace,
         Some("/run/netns/a".into())
     );
+}
+
+/// Container `ebb`, of process 7.
+struct Ebb;
+
+impl Neighbours for Ebb {
+    fn any(&self) -> bool {
+        true
+    }
+
+    fn owner(&self, _: LinuxNamespaceType, path: &Path) -> Option<String> {
+        path.starts_with("/proc/7").then(|| "ebb".into())
+    }
+}
+
+#[test]
+fn a_namespace_of_a_neighbour_is_joined_by_its_name() {
+    let joined = |network: Value| {
+        let namespaces = json!([ { "type": "ipc", "path": "/proc/7/ns/ipc" }, network ]);
+        let spec = spec(&json!({ "linux": { "namespaces": namespaces } }));
+        let guest = translate(spec, "tide", Path::new("/share"), &Ebb)?;
+        let value = serde_json::to_value(&guest.spec).unwrap();
+        Ok::<_, Unsupported>(value["linux"]["namespaces"].clone())
+    };
+    let shared = joined(json!({ "type": "network", "path": "/proc/7/ns/net" })).unwrap();
+    assert_eq!(
+        shared,
+        json!([ { "type": "ipc", "path": "ebb" }, { "type": "network", "path": "ebb" } ])
+    );
+    // The machine's network is taken: this one is within the guest.
+    let own = joined(json!({ "type": "network" })).unwrap();
+    assert_eq!(own[1], json!({ "type": "network" }));
+    let error = joined(json!({ "type": "network", "path": "/run/netns/a" })).unwrap_err();
+    assert!(error.to_string().contains("namespaces[network].path"));
 }
 
 #[test]

@@ -107,6 +107,12 @@ impl Cards {
         })
     }
 
+    /// The network namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &File {
+        &self.namespace
+    }
+
     /// Makes them the interfaces that are in the namespace by now.
     ///
     /// # Errors

@@ -1,6 +1,8 @@
 //! Create: from a bundle to a machine with a container in it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use agent_protocol::{self as agent, SHARE_PATH};
 use containerd_shim::protos::api::CreateTaskRequest;
@@ -9,107 +11,114 @@ use log::warn;
 use oci_spec::runtime::Spec;
 use protobuf::MessageField;
 
-use super::{Result, Runtime, Slot, open_streams, patience};
-use crate::annotations;
+use super::members::{HostSide, Others};
+use super::{Result, Runtime, open_streams, patience};
+use crate::annotations::{self, Annotations};
 use crate::block_volumes;
-use crate::bundle::{self, Guest};
+use crate::bundle::{self, Guest, Neighbours, Nobody};
 use crate::config::Config;
 use crate::container::{Container, Process};
 use crate::error::{TaskError, chain};
 use crate::events::TaskEvent;
 use crate::hooks::Subject;
+use crate::pause_process;
 use crate::port_forward::Bound;
 use crate::rootfs;
 use crate::sandbox::{Plan, Sandbox};
 use crate::state_dir::StateDir;
 use crate::stdio::{Owner, Paths};
+use crate::supervise::Supervised;
 
 /// Memory of the machine beyond the container's limit, for the guest's kernel and agent.
 const OVERHEAD_MIB: u64 = 128;
 
 impl Runtime {
-    /// Boots a machine and creates the container in it; returns its pid.
+    /// Creates a container, in the machine that runs or in a new one; returns its pid.
     ///
     /// # Errors
     /// When it cannot be created; nothing of it is left then.
     pub async fn create(&self, request: &CreateTaskRequest) -> Result<u32> {
         let _turn = self.0.turn.lock().await;
-        if !matches!(*self.slot(), Slot::Empty) {
-            return Err(TaskError::Exists(format!("container {}", self.0.id)));
-        }
-        if request.id != self.0.id {
-            return Err(TaskError::Invalid(format!(
-                "this shim runs container {}, not {}",
-                self.0.id, request.id
-            )));
+        if self.members().container(&request.id).is_ok() {
+            return Err(TaskError::Exists(format!("container {}", request.id)));
         }
         if !request.checkpoint.is_empty() {
             return Err(TaskError::Unimplemented("restoring a checkpoint"));
         }
-        let created = self.create_container(request).await;
-        let (sandbox, container, bound) = created.inspect_err(|_| {
+        let joined = self.members().join();
+        let created = match joined {
+            Some(_) if request.id == self.0.id => Err(TaskError::Precondition(format!(
+                "the virtual machine of the former {} still runs other containers",
+                request.id
+            ))),
+            Some((machine, others)) => self.join(request, &machine, &others).await,
+            None if request.id == self.0.id => self.boot(request).await,
+            None => Err(TaskError::Precondition(format!(
+                "container {} is to join the virtual machine of {}, which is over",
+                request.id, self.0.id
+            ))),
+        };
+        created.inspect_err(|_| {
+            self.members().joined_not();
             let mounted = PathBuf::from(&request.bundle).join("rootfs");
             if let Err(e) = rootfs::unmount(&mounted) {
                 warn!("clean up after a failed create: {}", chain(&e));
             }
-        })?;
-        Ok(self.adopt(request, sandbox, container, bound))
+        })
     }
 
-    /// The container is there: says so, and watches it from here on.
+    /// The container is there: says so, and serves it from here on.
     pub(super) fn adopt(
         &self,
         request: &CreateTaskRequest,
-        sandbox: Sandbox,
+        sandbox: &Sandbox,
         container: Container,
         bound: Bound,
+        pause: Option<Supervised>,
     ) -> u32 {
-        let pid = sandbox.pid();
-        let (agent, gone) = (sandbox.agent.clone(), sandbox.gone.clone());
-        let forwards = bound.serve(&agent, &sandbox.ports);
-        *self.slot() = Slot::Live {
-            container,
-            sandbox: sandbox.into(),
-            _forwards: forwards,
+        let pid = container.init.pid();
+        let host_side = HostSide {
+            _forwards: bound.serve(&sandbox.agent, &sandbox.ports),
+            pause,
         };
+        self.members().add(container, host_side);
         self.publish(TaskEvent::Create(created_event(request, pid)));
-
-        self.watch(agent, gone);
         pid
     }
 
-    async fn create_container(
-        &self,
-        request: &CreateTaskRequest,
-    ) -> Result<(Sandbox, Container, Bound)> {
+    /// The machine is there, and watched from here on.
+    pub(super) fn adopt_machine(&self, sandbox: Arc<Sandbox>) {
+        let (agent, gone) = (sandbox.agent.clone(), sandbox.gone.clone());
+        self.members().boot(sandbox);
+        self.watch(agent, gone);
+    }
+
+    /// The first container of a machine, and the machine.
+    async fn boot(&self, request: &CreateTaskRequest) -> Result<u32> {
         let config = Config::load().map_err(|e| TaskError::failed(&e))?;
-        let bundle = PathBuf::from(&request.bundle);
-        let spec = bundle::load(&bundle).map_err(|e| TaskError::Invalid(chain(&e)))?;
-        let annotations = annotations::parse(spec.annotations().as_ref())
-            .map_err(|e| TaskError::Invalid(e.to_string()))?;
-        let root = bundle::host_root(&spec, &bundle, !request.rootfs.is_empty());
-        let memory_mib = memory_mib(config.memory_mib, &spec);
-        let guest = bundle::translate(spec, &request.id, SHARE_PATH.as_ref())
-            .map_err(|e| TaskError::Invalid(e.to_string()))?;
+        let wanted = Wanted::read(request, &Nobody)?;
+        let guest = &wanted.guest;
         let disks = block_volumes::open(&guest.block_volumes);
         let disks = disks.map_err(|e| TaskError::failed(&e))?;
-        let bound = Bound::bind(&annotations.port_forwards).map_err(|e| TaskError::failed(&e))?;
+        let bound = wanted.bind()?;
 
         let state = StateDir::at(&config.state, &self.0.namespace, &request.id)
             .map_err(|e| TaskError::failed(&e))?;
         state.create().map_err(|e| TaskError::failed(&e))?;
-        let shared = rootfs::mount(&request.rootfs, &bundle.join("rootfs"))
-            .and_then(|()| rootfs::share(&state, &request.id, &root, &guest.volumes));
-        if let Err(error) = shared {
+        let shared = state
+            .note_address(&self.0.address)
+            .and_then(|()| state.open_share())
+            .map_err(|e| TaskError::failed(&e));
+        if let Err(error) = shared.and_then(|()| wanted.share(request, &state)) {
             if let Err(e) = state.remove() {
                 warn!("clean up after a failed mount: {}", chain(&e));
             }
-            return Err(TaskError::failed(&error));
+            return Err(error);
         }
         let plan = Plan {
             config: &config,
-            state: state.clone(),
-            memory_mib,
+            state,
+            memory_mib: memory_mib(config.memory_mib, wanted.memory_limit),
             disks,
             network: guest.network_namespace.as_deref(),
         };
@@ -117,26 +126,140 @@ impl Runtime {
             Some(hint) => TaskError::Failed(format!("{}; {hint}", chain(&e))),
             None => TaskError::failed(&e),
         })?;
-        let subject = Subject {
-            id: request.id.clone(),
-            bundle: request.bundle.clone().into(),
-            pid: sandbox.pid(),
-        };
-        match create_in(&sandbox, &self.0.namespace, request, &guest, &subject).await {
-            Ok((init, in_guest)) => {
-                let mut container = Container::new(&request.id, bundle, state, init);
-                container.hooks = guest.hooks;
-                container.init_in_guest = in_guest;
-                Ok((sandbox, container, bound))
+        let sandbox = Arc::new(sandbox);
+        match self
+            .create_in(&sandbox, request, wanted, sandbox.pid())
+            .await
+        {
+            Ok(container) => {
+                let pid = self.adopt(request, &sandbox, container, bound, None);
+                self.adopt_machine(sandbox);
+                Ok(pid)
             }
             Err(error) => {
                 if let Err(e) = sandbox.shut_down().await {
                     warn!("clean up after a failed create: {}", chain(&e));
                 }
+                Err(error)
+            }
+        }
+    }
+
+    /// A further container of a machine that runs.
+    async fn join(
+        &self,
+        request: &CreateTaskRequest,
+        sandbox: &Sandbox,
+        others: &Others,
+    ) -> Result<u32> {
+        let wanted = Wanted::read(request, others)?;
+        if !wanted.guest.block_volumes.is_empty() {
+            return Err(TaskError::Invalid(
+                "mounts of block devices are not supported in a virtual machine that runs".into(),
+            ));
+        }
+        let bound = wanted.bind()?;
+        // Its name becomes part of paths here, too.
+        StateDir::at("".as_ref(), &self.0.namespace, &request.id)
+            .map_err(|e| TaskError::failed(&e))?;
+        let created = async {
+            wanted.share(request, &sandbox.state)?;
+            let pause = pause_process::start(sandbox.cards.namespace()).await;
+            let pause = Supervised::new("pause", pause.map_err(|e| TaskError::failed(&e))?);
+            let noted = sandbox.state.note_process(pause.pid);
+            noted.map_err(|e| TaskError::failed(&e))?;
+            let container = self.create_in(sandbox, request, wanted, pause.pid).await;
+            match container {
+                Ok(container) => Ok((container, pause)),
+                Err(error) => {
+                    pause.end(Duration::ZERO).await;
+                    Err(error)
+                }
+            }
+        };
+        match created.await {
+            Ok((container, pause)) => {
+                self.watch_pause(&container.id, &pause);
+                Ok(self.adopt(request, sandbox, container, bound, Some(pause)))
+            }
+            Err(error) => {
+                if let Err(e) = rootfs::unshare(&sandbox.state, &request.id) {
+                    warn!("clean up after a failed create: {}", chain(&e));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Creates the container in a machine that is up; `pid` is what containerd will be told.
+    async fn create_in(
+        &self,
+        sandbox: &Sandbox,
+        request: &CreateTaskRequest,
+        wanted: Wanted,
+        pid: u32,
+    ) -> Result<Container> {
+        let subject = Subject {
+            id: request.id.clone(),
+            bundle: request.bundle.clone().into(),
+            pid,
+        };
+        let guest = wanted.guest;
+        match create_in(sandbox, &self.0.namespace, request, &guest, &subject).await {
+            Ok((init, in_guest)) => {
+                let state = sandbox.state.clone();
+                let mut container = Container::new(&request.id, wanted.bundle, state, init);
+                container.hooks = guest.hooks;
+                container.init_in_guest = in_guest;
+                Ok(container)
+            }
+            Err(error) => {
                 guest.hooks.stopped(&subject).await;
                 Err(error)
             }
         }
+    }
+}
+
+/// What a bundle asks for.
+struct Wanted {
+    bundle: PathBuf,
+    /// Where the root file system is, once it is mounted.
+    root: PathBuf,
+    guest: Guest,
+    annotations: Annotations,
+    /// In bytes, or what its specification says instead of a number.
+    memory_limit: Option<i64>,
+}
+
+impl Wanted {
+    fn read(request: &CreateTaskRequest, neighbours: &impl Neighbours) -> Result<Self> {
+        let bundle = PathBuf::from(&request.bundle);
+        let spec = bundle::load(&bundle).map_err(|e| TaskError::Invalid(chain(&e)))?;
+        let annotations = annotations::parse(spec.annotations().as_ref())
+            .map_err(|e| TaskError::Invalid(e.to_string()))?;
+        let root = bundle::host_root(&spec, &bundle, !request.rootfs.is_empty());
+        let memory_limit = memory_limit(&spec);
+        let guest = bundle::translate(spec, &request.id, SHARE_PATH.as_ref(), neighbours)
+            .map_err(|e| TaskError::Invalid(e.to_string()))?;
+        Ok(Self {
+            bundle,
+            root,
+            guest,
+            annotations,
+            memory_limit,
+        })
+    }
+
+    fn bind(&self) -> Result<Bound> {
+        Bound::bind(&self.annotations.port_forwards).map_err(|e| TaskError::failed(&e))
+    }
+
+    /// Mounts the root file system and shows it to the guest, with the volumes.
+    fn share(&self, request: &CreateTaskRequest, state: &StateDir) -> Result<()> {
+        let shared = rootfs::mount(&request.rootfs, &self.bundle.join("rootfs"))
+            .and_then(|()| rootfs::share(state, &request.id, &self.root, &self.guest.volumes));
+        shared.map_err(|e| TaskError::failed(&e))
     }
 }
 
@@ -168,18 +291,21 @@ async fn create_in(
         ..Default::default()
     };
     let created = sandbox.agent.create(patience(), &create).await?;
-    let init = Process::new("", paths, streams, sandbox.pid());
+    let init = Process::new("", paths, streams, subject.pid);
     Ok((init, created.pid))
 }
 
-/// Memory of the machine: enough for the container's limit, and the configured size otherwise.
-fn memory_mib(configured: u32, spec: &Spec) -> u32 {
-    let limit = spec
-        .linux()
+/// The container's limit in bytes, or what the specification means by none.
+fn memory_limit(spec: &Spec) -> Option<i64> {
+    spec.linux()
         .as_ref()
         .and_then(|linux| linux.resources().as_ref())
         .and_then(|resources| resources.memory().as_ref())
-        .and_then(oci_spec::runtime::LinuxMemory::limit);
+        .and_then(oci_spec::runtime::LinuxMemory::limit)
+}
+
+/// Memory of the machine: enough for the container's limit, and the configured size otherwise.
+fn memory_mib(configured: u32, limit: Option<i64>) -> u32 {
     let wanted = match limit.map(u64::try_from) {
         Some(Ok(bytes)) => (bytes >> 20).saturating_add(OVERHEAD_MIB),
         _ => 0,

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant, SystemTime};
 use containerd_shim::protos::events::task as event;
 use log::info;
 
-use super::{Result, Runtime, Slot, process_id, timestamp};
+use super::{Result, Runtime, process_id, timestamp};
 use crate::cleanup;
 use crate::container::{Exit, LOST, Process, State};
 use crate::error::TaskError;
 use crate::events::TaskEvent;
+use crate::rootfs;
 use crate::state_dir::StateError;
 
 /// How long Delete waits for output that is still on its way.
@@ -27,19 +28,22 @@ impl Runtime {
         let process = self.process(id, exec_id)?;
         let exit = over(&process).await?;
         drain(&process, Instant::now() + DRAIN_PATIENCE).await;
-        let agent = self.slot().sandbox().map(|sandbox| sandbox.agent.clone());
+        let agent = self
+            .members()
+            .sandbox()
+            .map(|sandbox| sandbox.agent.clone());
         if let Ok(agent) = agent {
             let context = ttrpc::context::with_duration(DELETE_PATIENCE);
             if let Err(e) = agent.delete(context, &process_id(id, exec_id)).await {
                 info!("the agent keeps process {exec_id}: {e}");
             }
         }
-        self.slot().container(id)?.forget(exec_id);
+        self.members().container(id)?.forget(exec_id);
         Ok((process.pid(), exit))
     }
 
-    /// Ends the machine of a container that is over or was never started, and removes everything
-    /// that was made for it on the host; tells its pid and how it ended.
+    /// Ends the machine of a container that is over or was never started, if no other is in it, and
+    /// removes everything that was made for the container on the host; tells its pid and how it ended.
     ///
     /// # Errors
     /// When it runs, or something cannot be removed: then it may be asked again.
@@ -47,27 +51,41 @@ impl Runtime {
         let _turn = self.0.turn.lock().await;
         let init = self.process(id, "")?;
         let exit = over(&init).await?;
-        let processes = self.slot().container(id)?.processes();
+        let processes = self.members().container(id)?.processes();
         let deadline = Instant::now() + DRAIN_PATIENCE;
         for process in processes {
             drain(&process, deadline).await;
         }
 
-        self.end_sandbox()
-            .await
-            .map_err(|e| TaskError::failed(&e))?;
+        let ended = self.end_machine_of(id).await;
+        ended.map_err(|e| TaskError::failed(&e))?;
+        let machine = self.members().sandbox().ok().cloned();
+        if let Some(machine) = &machine {
+            // Others go on in it.
+            let context = ttrpc::context::with_duration(DELETE_PATIENCE);
+            let deleted = machine.agent.delete(context, &process_id(id, "")).await;
+            if let Err(e) = deleted {
+                info!("the agent keeps container {id}: {e}");
+            }
+            rootfs::unshare(&machine.state, id).map_err(|e| TaskError::failed(&e))?;
+        }
+        self.release(id).await;
         let (state, bundle, hooks, subject) = {
-            let mut slot = self.slot();
-            let container = slot.container(id)?;
+            let mut members = self.members();
+            let container = members.container(id)?;
             // A Delete that has to be asked again runs them once.
             let hooks = std::mem::take(&mut container.hooks);
             let (state, bundle) = (container.state.clone(), container.bundle.clone());
             (state, bundle, hooks, container.subject())
         };
         hooks.stopped(&subject).await;
-        // What a Delete before this one may have failed to remove, and the bundle's mounts.
-        cleanup::clean_up(&state, &bundle).map_err(|e| TaskError::failed(&e))?;
-        *self.slot() = Slot::Empty;
+        if machine.is_some() {
+            rootfs::unmount(&bundle.join("rootfs")).map_err(|e| TaskError::failed(&e))?;
+        } else {
+            // What a Delete before this one may have failed to remove, and the bundle's mounts.
+            cleanup::clean_up(&state, &bundle).map_err(|e| TaskError::failed(&e))?;
+        }
+        self.members().forget(id);
         self.publish(TaskEvent::Delete(event::TaskDelete {
             container_id: id.to_owned(),
             pid: init.pid(),
@@ -78,20 +96,27 @@ impl Runtime {
         Ok((init.pid(), exit))
     }
 
-    /// Ends the machine, if it is not ended yet, and removes what was made for it but the bundle's
-    /// mounts.
-    pub(super) async fn end_sandbox(&self) -> std::result::Result<(), StateError> {
-        let Some(sandbox) = self.take_sandbox() else {
+    /// Ends the machine, if it is not ended yet and there for container `id` alone, and removes what
+    /// was made for it but the bundle's mounts.
+    pub(super) async fn end_machine_of(&self, id: &str) -> std::result::Result<(), StateError> {
+        let Some(sandbox) = self.members().take_machine(id) else {
             return Ok(());
         };
         if !sandbox.gone.is_told() {
             let context = ttrpc::context::with_duration(DELETE_PATIENCE);
-            let init = process_id(&self.0.id, "");
-            if let Err(e) = sandbox.agent.delete(context, &init).await {
+            if let Err(e) = sandbox.agent.delete(context, &process_id(id, "")).await {
                 info!("the agent has nothing to delete: {e}");
             }
         }
         sandbox.shut_down().await
+    }
+
+    /// Ends what is there for a container while it runs.
+    pub(super) async fn release(&self, id: &str) {
+        let host_side = self.members().take_host_side(id);
+        if let Some(pause) = host_side.pause {
+            pause.end(Duration::ZERO).await;
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What happens in the guest and to it, told to containerd.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use agent_protocol::{self as agent, AgentClient};
@@ -8,11 +9,11 @@ use futures::future::join_all;
 use log::warn;
 use ttrpc::context::Context;
 
-use super::{Runtime, timestamp};
+use super::{Runtime, SIGKILL, timestamp};
 use crate::container::{Exit, LOST, Process};
 use crate::error::chain;
 use crate::events::TaskEvent;
-use crate::supervise::Gone;
+use crate::supervise::{Gone, Supervised};
 
 /// How long the machine's own end may take to be noticed after the agent's connection has ended.
 const REASON_PATIENCE: Duration = Duration::from_secs(1);
@@ -44,16 +45,18 @@ impl Runtime {
             Ok(stream) => stream,
             Err(e) => return warn!("follow the agent's events: {e}"),
         };
-        let mut last_oom = None;
+        let mut last_oom = HashMap::new();
         while let Ok(Some(event)) = stream.recv().await {
             match event.what {
                 Some(agent::event::What::Exit(exit)) => self.exited(&exit).await,
-                Some(agent::event::What::Oom(_)) => {
+                Some(agent::event::What::Oom(oom)) => {
                     let now = Instant::now();
-                    if last_oom.is_none_or(|last| now.duration_since(last) >= OOM_INTERVAL) {
-                        last_oom = Some(now);
+                    let known = self.members().container(&oom.container_id).is_ok();
+                    let last = last_oom.get(&oom.container_id);
+                    if known && last.is_none_or(|&last| now - last >= OOM_INTERVAL) {
+                        last_oom.insert(oom.container_id.clone(), now);
                         self.publish(TaskEvent::Oom(event::TaskOOM {
-                            container_id: self.0.id.clone(),
+                            container_id: oom.container_id,
                             ..Default::default()
                         }));
                     }
@@ -74,16 +77,21 @@ impl Runtime {
             // The guest's clock is its own.
             at: SystemTime::now(),
         };
-        if !(process.exec_id.is_empty() && self.end_machine(&process, exit).await) {
-            self.ended(&process, exit).await;
+        if process.exec_id.is_empty() {
+            let id = &ids.container_id;
+            if self.members().is_last(id) && self.end_machine(id, &process, exit).await {
+                return;
+            }
+            self.release(id).await;
         }
+        self.ended(&ids.container_id, &process, exit).await;
     }
 
     /// Ends the machine of an init that is over, and tells the end then: a container that has stopped
     /// holds no memory, and its pid is no process any more, as with runc. Not while output is on
     /// its way to a slow reader: then Delete ends it.
-    async fn end_machine(&self, init: &Process, exit: Exit) -> bool {
-        let processes = match self.slot().container(&self.0.id) {
+    async fn end_machine(&self, id: &str, init: &Process, exit: Exit) -> bool {
+        let processes = match self.members().container(id) {
             Ok(container) => container.processes(),
             Err(_) => return false,
         };
@@ -93,49 +101,66 @@ impl Runtime {
             return false;
         }
         init.note_last_word(exit);
-        if let Err(e) = self.end_sandbox().await {
+        if let Err(e) = self.end_machine_of(id).await {
             // Delete tries again.
-            warn!("end the machine of {}: {}", self.0.id, chain(&e));
+            warn!("end the machine of {id}: {}", chain(&e));
         }
-        self.machine_ended("its container has stopped").await;
+        if self.members().sandbox().is_ok() {
+            // Somebody has joined it in the meantime.
+            return false;
+        }
+        self.machine_ended("its last container has stopped").await;
         true
     }
 
     /// The machine is over: so are all its processes.
     async fn machine_ended(&self, reason: &str) {
-        let processes = match self.slot().container(&self.0.id) {
-            Ok(container) => container.processes(),
-            Err(_) => return,
+        let containers: Vec<_> = {
+            let members = self.members();
+            let containers = members.containers();
+            containers
+                .map(|container| (container.id.clone(), container.processes()))
+                .collect()
         };
-        let running: Vec<_> = processes.iter().filter(|p| p.exit().is_none()).collect();
-        let expected = processes
-            .iter()
-            .any(|process| process.last_word().is_some());
-        if !expected && !running.is_empty() {
-            warn!(
-                "the machine of {} ended under {} processes: {reason}",
-                self.0.id,
-                running.len()
-            );
-        }
-        for process in running {
-            let lost = Exit {
-                status: LOST,
-                at: SystemTime::now(),
-            };
-            self.ended(process, process.last_word().unwrap_or(lost))
-                .await;
+        for (id, processes) in containers {
+            let running: Vec<_> = processes.iter().filter(|p| p.exit().is_none()).collect();
+            let expected = processes
+                .iter()
+                .any(|process| process.last_word().is_some());
+            if !expected && !running.is_empty() {
+                let count = running.len();
+                warn!("the machine of {id} ended under {count} processes: {reason}");
+            }
+            self.release(&id).await;
+            for process in running {
+                let lost = Exit {
+                    status: LOST,
+                    at: SystemTime::now(),
+                };
+                let exit = process.last_word().unwrap_or(lost);
+                self.ended(&id, process, exit).await;
+            }
         }
     }
 
+    /// A container ends with the process that stands for it on the host.
+    pub(super) fn watch_pause(&self, id: &str, pause: &Supervised) {
+        let (runtime, id, ended) = (self.clone(), id.to_owned(), pause.ended());
+        tokio::spawn(async move {
+            ended.await;
+            // Fails when it has ended because the container has.
+            let _ = runtime.kill(&id, "", SIGKILL, true).await;
+        });
+    }
+
     /// A process is over: says so, unless that is known.
-    async fn ended(&self, process: &Process, exit: Exit) {
+    async fn ended(&self, container_id: &str, process: &Process, exit: Exit) {
         // Waits for a Start that is under way: see `container`.
         let mut state = process.state.lock().await;
         if !process.stop(&mut state, exit) {
             return;
         }
-        let container_id = self.0.id.clone();
+        let container_id = container_id.to_owned();
         let id = if process.exec_id.is_empty() {
             container_id.clone()
         } else {

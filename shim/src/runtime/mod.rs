@@ -1,16 +1,18 @@
-//! What can be done with the container of one shim: everything the task service offers, in this
+//! What can be done with the containers of one shim: everything the task service offers, in this
 //! project's own terms.
 //!
 //! ```text
-//! Empty ──create──▶ Live ──the init is over, or delete: the machine is ended──▶ Stopped
-//!   ▲─────────────────────────── delete: all is undone ──────────────────────────┘
+//! nobody ──create──▶ machine, container ──create──▶ machine, containers
+//!   ▲                    │ the last init is over, or deleted: the machine is ended
+//!   └──delete of each────┴──▶ containers that are over
 //! ```
-//! Create and Delete take turns; whatever else is asked looks things up in the slot and waits for
+//! Create and Delete take turns; whatever else is asked looks things up in `members` and waits for
 //! nothing but the agent. Each event is published where the change it tells of is made.
 
 mod create;
 mod delete;
 mod follow;
+mod members;
 #[cfg(test)]
 mod tests;
 
@@ -27,13 +29,12 @@ use protobuf::well_known_types::timestamp::Timestamp;
 use tokio::sync::{Mutex, Notify};
 use ttrpc::context::Context;
 
+use self::members::Members;
 use crate::bundle;
-use crate::container::{Container, Process, State};
+use crate::container::{Process, State};
 use crate::error::{TaskError, chain};
 use crate::events::{Events, TaskEvent};
-use crate::port_forward::Forwards;
 use crate::ports::Ports;
-use crate::sandbox::Sandbox;
 use crate::stats;
 use crate::stdio::{self, Owner, Paths};
 
@@ -45,51 +46,21 @@ const SIGKILL: u32 = 9;
 
 type Result<T> = std::result::Result<T, TaskError>;
 
-/// The container of one shim, and what is done with it.
+/// The containers of one shim, and what is done with them.
 #[derive(Clone)]
 pub struct Runtime(Arc<Core>);
 
 struct Core {
     namespace: String,
     id: String,
+    /// Where this shim listens.
+    address: String,
     events: Events,
     shutdown: Arc<Notify>,
     /// Create and Delete hold it to their end.
     turn: Mutex<()>,
-    /// What there is; held for one look-up or change, never across a wait.
-    slot: StdMutex<Slot>,
-}
-
-/// See the module's description.
-enum Slot {
-    Empty,
-    Live {
-        container: Container,
-        sandbox: Box<Sandbox>,
-        /// Served as long as this is here.
-        _forwards: Forwards,
-    },
-    Stopped(Container),
-}
-
-impl Slot {
-    fn container(&mut self, id: &str) -> Result<&mut Container> {
-        match self {
-            Self::Live { container, .. } | Self::Stopped(container) if container.id == id => {
-                Ok(container)
-            }
-            _ => Err(TaskError::NotFound(format!("container {id}"))),
-        }
-    }
-
-    fn sandbox(&self) -> Result<&Sandbox> {
-        match self {
-            Self::Live { sandbox, .. } => Ok(sandbox),
-            _ => Err(TaskError::Precondition(
-                "the virtual machine is gone".into(),
-            )),
-        }
-    }
+    /// Who there is; held for one look-up or change, never across a wait.
+    members: StdMutex<Members>,
 }
 
 /// What State answers.
@@ -105,16 +76,24 @@ pub struct Status {
 }
 
 impl Runtime {
-    /// A runtime without a container. `shutdown` is notified when the shim is to end.
+    /// A runtime without a container, for the shim of sandbox `id` that listens at `address`.
+    /// `shutdown` is notified when the shim is to end.
     #[must_use]
-    pub fn new(namespace: &str, id: &str, events: Events, shutdown: Arc<Notify>) -> Self {
+    pub fn new(
+        namespace: &str,
+        id: &str,
+        address: &str,
+        events: Events,
+        shutdown: Arc<Notify>,
+    ) -> Self {
         Self(Arc::new(Core {
             namespace: namespace.to_owned(),
             id: id.to_owned(),
+            address: address.to_owned(),
             events,
             shutdown,
             turn: Mutex::new(()),
-            slot: StdMutex::new(Slot::Empty),
+            members: StdMutex::default(),
         }))
     }
 
@@ -130,9 +109,9 @@ impl Runtime {
             State::Running => return Err(TaskError::Precondition("already started".into())),
             State::Stopped(_) => return Err(TaskError::Finished),
         }
-        if exec_id.is_empty() {
+        if exec_id.is_empty() && id == self.0.id {
             // Engines make the container's network between Create and Start.
-            let cards = self.slot().sandbox()?.cards.clone();
+            let cards = self.members().sandbox()?.cards.clone();
             cards.connect().await?;
         }
         process.hold_stdin();
@@ -155,8 +134,8 @@ impl Runtime {
             return Ok(process.pid());
         }
         let (hooks, subject) = {
-            let mut slot = self.slot();
-            let container = slot.container(id)?;
+            let mut members = self.members();
+            let container = members.container(id)?;
             (container.hooks.clone(), container.subject())
         };
         if let Err(e) = hooks.started(&subject).await {
@@ -179,15 +158,15 @@ impl Runtime {
     /// When there is one of that name, the container is over, or the agent refuses it.
     pub async fn exec(&self, request: &ExecProcessRequest) -> Result<()> {
         let (agent, ports) = {
-            let mut slot = self.slot();
-            let container = slot.container(&request.id)?;
+            let mut members = self.members();
+            let container = members.container(&request.id)?;
             container.admits(&request.exec_id)?;
             if container.init.exit().is_some() {
                 return Err(TaskError::Precondition(
                     "the container is not running".into(),
                 ));
             }
-            let sandbox = slot.sandbox()?;
+            let sandbox = members.sandbox()?;
             (sandbox.agent.clone(), Arc::clone(&sandbox.ports))
         };
         let process = bundle::translate_process(&request.spec.value, request.terminal)
@@ -212,7 +191,7 @@ impl Runtime {
         };
         agent.exec(patience(), &exec).await?;
         let process = Process::new(&request.exec_id, paths, streams, 0);
-        self.slot().container(&request.id)?.add(process)?;
+        self.members().container(&request.id)?.add(process)?;
         self.publish(TaskEvent::ExecAdded(event::TaskExecAdded {
             container_id: request.id.clone(),
             exec_id: request.exec_id.clone(),
@@ -226,7 +205,7 @@ impl Runtime {
     /// # Errors
     /// When there is none of that name.
     pub fn process(&self, id: &str, exec_id: &str) -> Result<Arc<Process>> {
-        self.slot().container(id)?.process(exec_id)
+        self.members().container(id)?.process(exec_id)
     }
 
     /// Tells what a process does.
@@ -234,8 +213,8 @@ impl Runtime {
     /// # Errors
     /// When there is none of that name.
     pub fn status(&self, id: &str, exec_id: &str) -> Result<Status> {
-        let mut slot = self.slot();
-        let container = slot.container(id)?;
+        let mut members = self.members();
+        let container = members.container(id)?;
         let process = container.process(exec_id)?;
         let state = match (process.exit(), process.state.try_lock()) {
             (Some(exit), _) => State::Stopped(exit),
@@ -289,7 +268,7 @@ impl Runtime {
     /// When it is over.
     pub async fn pids(&self, id: &str) -> Result<Vec<agent::Process>> {
         let (init, agent) = self.live(id, "")?;
-        let in_guest = self.slot().container(id)?.init_in_guest;
+        let in_guest = self.members().container(id)?.init_in_guest;
         let mut processes = agent.pids(patience(), &container_id(id)).await?.processes;
         // The init goes by the pid that containerd was told of it.
         for process in &mut processes {
@@ -333,7 +312,7 @@ impl Runtime {
     pub async fn pause(&self, id: &str) -> Result<()> {
         let (_, agent) = self.live(id, "")?;
         agent.pause(patience(), &container_id(id)).await?;
-        self.slot().container(id)?.paused = true;
+        self.members().container(id)?.paused = true;
         self.publish(TaskEvent::Paused(event::TaskPaused {
             container_id: id.to_owned(),
             ..Default::default()
@@ -348,7 +327,7 @@ impl Runtime {
     pub async fn resume(&self, id: &str) -> Result<()> {
         let (_, agent) = self.live(id, "")?;
         agent.resume(patience(), &container_id(id)).await?;
-        self.slot().container(id)?.paused = false;
+        self.members().container(id)?.paused = false;
         self.publish(TaskEvent::Resumed(event::TaskResumed {
             container_id: id.to_owned(),
             ..Default::default()
@@ -358,40 +337,24 @@ impl Runtime {
 
     /// Ends the shim, unless it still has a container: containerd asks after every Delete.
     pub fn shut_down(&self) {
-        if matches!(*self.slot(), Slot::Empty) {
+        if self.members().is_empty() {
             self.0.shutdown.notify_one();
         }
     }
 
     /// Looks a process up that is not over, with the agent to ask about it.
     fn live(&self, id: &str, exec_id: &str) -> Result<(Arc<Process>, AgentClient)> {
-        let mut slot = self.slot();
-        let process = slot.container(id)?.process(exec_id)?;
+        let mut members = self.members();
+        let process = members.container(id)?.process(exec_id)?;
         if process.exit().is_some() || process.last_word().is_some() {
             return Err(TaskError::Finished);
         }
-        Ok((process, slot.sandbox()?.agent.clone()))
+        Ok((process, members.sandbox()?.agent.clone()))
     }
 
-    /// Takes the machine, to end it.
-    fn take_sandbox(&self) -> Option<Box<Sandbox>> {
-        let mut slot = self.slot();
-        match std::mem::replace(&mut *slot, Slot::Empty) {
-            Slot::Live {
-                container, sandbox, ..
-            } => {
-                *slot = Slot::Stopped(container);
-                Some(sandbox)
-            }
-            other => {
-                *slot = other;
-                None
-            }
-        }
-    }
-
-    fn slot(&self) -> MutexGuard<'_, Slot> {
-        self.0.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    fn members(&self) -> MutexGuard<'_, Members> {
+        let locked = self.0.members.lock();
+        locked.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn publish(&self, event: TaskEvent) {

@@ -151,12 +151,13 @@ impl Fixture {
 
         let (events, published) = Events::kept();
         let shutdown = Arc::new(Notify::new());
-        let runtime = Runtime::new("default", ID, events, Arc::clone(&shutdown));
+        let runtime = Runtime::new("default", ID, "unix:///tide", events, Arc::clone(&shutdown));
         let request = CreateTaskRequest {
             id: ID.to_owned(),
             ..Default::default()
         };
-        runtime.adopt(&request, sandbox, container, Bound::default());
+        runtime.adopt(&request, &sandbox, container, Bound::default(), None);
+        runtime.adopt_machine(Arc::new(sandbox));
         Self {
             runtime,
             events: published,
@@ -167,6 +168,21 @@ impl Fixture {
             _server: server,
             _directory: directory,
         }
+    }
+
+    /// A further container in the machine.
+    fn join(&self, id: &str) {
+        let sandbox = Arc::clone(self.runtime.members().sandbox().unwrap());
+        let init = Process::new("", Paths::default(), Streams::default(), 0);
+        let bundle = self.state.path().join("bundle");
+        let container = Container::new(id, bundle, self.state.clone(), init);
+        let request = CreateTaskRequest {
+            id: id.to_owned(),
+            ..Default::default()
+        };
+        let bound = Bound::default();
+        self.runtime
+            .adopt(&request, &sandbox, container, bound, None);
     }
 
     async fn add(&self, exec_id: &str) -> Result<(), TaskError> {
@@ -325,4 +341,40 @@ async fn an_agent_that_hangs_up_ends_every_process() {
     let (request, _) = fixture.vmm.receive::<Request>().unwrap();
     assert_eq!(request, Request::Stop);
     fixture.expect(&[("delete", ID, LOST)]).await;
+}
+
+#[tokio::test]
+async fn a_machine_ends_with_the_last_of_its_containers() {
+    let mut fixture = Fixture::new().await;
+    let runtime = fixture.runtime.clone();
+    fixture.join("ebb");
+    runtime.start(ID, "").await.unwrap();
+    runtime.start("ebb", "").await.unwrap();
+
+    runtime.kill(ID, "", 9, false).await.unwrap();
+    runtime.process(ID, "").unwrap().wait().await;
+    runtime.delete(ID).await.unwrap();
+    runtime.shut_down();
+    assert!(
+        fixture.state.path().exists(),
+        "the other one is still there"
+    );
+    runtime.kill("ebb", "", 15, false).await.unwrap();
+    runtime.process("ebb", "").unwrap().wait().await;
+    assert!(!fixture.state.path().exists());
+    runtime.delete("ebb").await.unwrap();
+    runtime.shut_down();
+
+    let lives = [
+        ("create", ID, 0),
+        ("create", "ebb", 0),
+        ("start", ID, 0),
+        ("start", "ebb", 0),
+        ("exit", ID, 137),
+        ("delete", ID, 137),
+        ("exit", "ebb", 143),
+        ("delete", "ebb", 143),
+    ];
+    fixture.expect(&lives).await;
+    fixture.shutdown.notified().await;
 }

@@ -284,7 +284,8 @@ impl Booting {
     }
 
     async fn undo(self) {
-        if let Err(e) = shutdown::end(self.vmm, self.fs_daemon, &self.state).await {
+        let vmm = self.vmm.as_ref().map(|(vmm, control)| (vmm, control));
+        if let Err(e) = shutdown::end(vmm, self.fs_daemon.as_ref(), &self.state).await {
             warn!("clean up after a failed boot: {}", chain(&e));
         }
     }

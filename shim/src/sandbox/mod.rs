@@ -25,7 +25,8 @@ use crate::vmm_process::Control;
 
 /// A virtual machine whose agent answers.
 pub struct Sandbox {
-    state: StateDir,
+    /// Its folder on the host.
+    pub state: StateDir,
     control: Control,
     vmm: Supervised,
     fs_daemon: Supervised,

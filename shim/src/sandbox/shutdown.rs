@@ -24,7 +24,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// When something stays mounted.
-    pub async fn shut_down(self) -> Result<(), StateError> {
+    pub async fn shut_down(&self) -> Result<(), StateError> {
         if !self.gone.is_told() {
             let context = ttrpc::context::with_duration(GUEST_PATIENCE);
             let nothing = agent_protocol::Empty::new();
@@ -34,15 +34,15 @@ impl Sandbox {
         }
         self.cards.disconnect().await;
         // Once the agent has answered, the guest holds nothing that matters: no need to wait for it.
-        let vmm = Some((self.vmm, self.control));
-        end(vmm, Some(self.fs_daemon), &self.state).await
+        let vmm = Some((&self.vmm, &self.control));
+        end(vmm, Some(&self.fs_daemon), &self.state).await
     }
 }
 
 /// Ends whatever there is of a sandbox.
 pub(super) async fn end(
-    vmm: Option<(Supervised, Control)>,
-    fs_daemon: Option<Supervised>,
+    vmm: Option<(&Supervised, &Control)>,
+    fs_daemon: Option<&Supervised>,
     state: &StateDir,
 ) -> Result<(), StateError> {
     if let Some((vmm, control)) = vmm {

@@ -1,0 +1,81 @@
+//! Namespaces: those that the guest makes, the network, which is the machine's, and those that belong
+//! to another container of the machine.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
+
+use super::{Unsupported, unsupported};
+
+/// The containers of a machine, to be asked whose a namespace is.
+pub trait Neighbours {
+    /// Whether there are any: the machine runs already.
+    fn any(&self) -> bool;
+
+    /// The container whose namespace of this type the host's `path` names.
+    fn owner(&self, kind: LinuxNamespaceType, path: &Path) -> Option<String>;
+}
+
+/// The first container of a machine has none.
+pub struct Nobody;
+
+impl Neighbours for Nobody {
+    fn any(&self) -> bool {
+        false
+    }
+
+    fn owner(&self, _: LinuxNamespaceType, _: &Path) -> Option<String> {
+        None
+    }
+}
+
+/// The namespaces for the agent, and the host's that the machine's network is, if that is named.
+pub(super) fn translate(
+    asked: &[LinuxNamespace],
+    neighbours: &impl Neighbours,
+) -> Result<(Vec<LinuxNamespace>, Option<PathBuf>), Unsupported> {
+    let mut kept: Vec<LinuxNamespace> = Vec::new();
+    let mut network = None;
+    for (number, namespace) in asked.iter().enumerate() {
+        let kind = namespace.typ();
+        if asked[..number].iter().any(|n| n.typ() == kind) {
+            return unsupported(&field(kind, ""), "there is one of this type already");
+        }
+        let path = namespace
+            .path()
+            .clone()
+            .filter(|path| !path.as_os_str().is_empty());
+        let owner = path
+            .as_deref()
+            .and_then(|path| neighbours.owner(kind, path));
+        match (kind, path, owner) {
+            // The agent is given the container's name for a path.
+            (_, _, Some(owner)) => {
+                let mut joined = namespace.clone();
+                joined.set_path(Some(owner.into()));
+                kept.push(joined);
+            }
+            // The machine is one: its interfaces are its first container's.
+            (LinuxNamespaceType::Network, path, None) if !neighbours.any() => network = path,
+            (_, None, None) => kept.push(namespace.clone()),
+            (kind, Some(_), None) => {
+                return unsupported(
+                    &field(kind, ".path"),
+                    "it belongs to no container of this virtual machine",
+                );
+            }
+        }
+    }
+    Ok((kept, network))
+}
+
+/// The configuration's name of a namespace's field.
+fn field(kind: LinuxNamespaceType, rest: &str) -> String {
+    let kind = match kind {
+        LinuxNamespaceType::Mount => "mount".to_owned(),
+        LinuxNamespaceType::Network => "network".to_owned(),
+        // The others are written as the kernel calls them.
+        kind => kind.to_string(),
+    };
+    format!("linux.namespaces[{kind}]{rest}")
+}

@@ -1,0 +1,191 @@
+//! Which shim serves a container: one of its own, or that of a sandbox which runs already.
+//!
+//! Containers that share a namespace are in one machine. Kubernetes' runtimes name the pod's sandbox
+//! in an annotation. With Docker, nerdctl and Podman a namespace's path tells: it is
+//! `/proc/PID/ns/TYPE` of a process that containerd was told of, or where the network namespace of
+//! a sandbox is mounted. A sandbox of another containerd namespace is never joined.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+use crate::state_dir::{StateDir, StateError};
+
+/// Annotations that say whether a container is one of a pod, and of which: containerd's CRI plug-in
+/// and CRI-O. The pod's first container is its `sandbox`.
+const PODS: [(&str, &str); 2] = [
+    (
+        "io.kubernetes.cri.container-type",
+        "io.kubernetes.cri.sandbox-id",
+    ),
+    (
+        "io.kubernetes.cri-o.ContainerType",
+        "io.kubernetes.cri-o.SandboxID",
+    ),
+];
+
+/// Why a container cannot join its sandbox.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupingError {
+    /// It is not there.
+    #[error("the container belongs to pod sandbox {0:?}, which does not run on Hull")]
+    NoSandbox(String),
+    /// Its name.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// The sandbox that a container with this configuration joins, if it joins one.
+///
+/// # Errors
+/// When the sandbox that it names is not there.
+pub fn sandbox(
+    spec: &Spec,
+    state: &Path,
+    namespace: &str,
+) -> Result<Option<StateDir>, GroupingError> {
+    if let Some(id) = pod(spec) {
+        let sandbox = StateDir::at(state, namespace, id)?;
+        return match sandbox.address() {
+            Some(_) => Ok(Some(sandbox)),
+            None => Err(GroupingError::NoSandbox(id.to_owned())),
+        };
+    }
+    let linux = spec.linux().as_ref();
+    let namespaces = linux.and_then(|linux| linux.namespaces().as_deref());
+    let named = namespaces.into_iter().flatten().filter_map(|namespace| {
+        let path = namespace.path().as_deref()?;
+        Some((namespace.typ(), path))
+    });
+    let named: Vec<_> = named.collect();
+    if named.is_empty() {
+        return Ok(None);
+    }
+    let sandboxes = StateDir::all(state, namespace);
+    let mut found = sandboxes.into_iter().filter(|sandbox| {
+        let processes = sandbox.processes();
+        let pids: Vec<u32> = processes.iter().map(|process| process.pid).collect();
+        sandbox.address().is_some()
+            && named
+                .iter()
+                .any(|(kind, path)| owner(*kind, path, &pids).is_some())
+    });
+    Ok(found.next())
+}
+
+/// The process, of those given, whose namespace the path names.
+#[must_use]
+pub fn owner(kind: LinuxNamespaceType, path: &Path, pids: &[u32]) -> Option<u32> {
+    if let Some(pid) = process_of(path) {
+        return pids.contains(&pid).then_some(pid);
+    }
+    // Only a network's has a path beside that of a process: the machine is in it.
+    if kind != LinuxNamespaceType::Network {
+        return None;
+    }
+    let inode = |path: &Path| {
+        let file = fs::metadata(path).ok()?;
+        Some((file.dev(), file.ino()))
+    };
+    let asked = inode(path)?;
+    if inode(Path::new("/proc/self/ns/net")) == Some(asked) {
+        return None;
+    }
+    pids.iter()
+        .copied()
+        .find(|pid| inode(Path::new(&format!("/proc/{pid}/ns/net"))) == Some(asked))
+}
+
+/// PID of `/proc/PID/ns/TYPE`.
+fn process_of(path: &Path) -> Option<u32> {
+    let (pid, _) = path.to_str()?.strip_prefix("/proc/")?.split_once("/ns/")?;
+    pid.parse().ok()
+}
+
+/// The pod sandbox that the container is to be in; none for the sandbox's own container.
+fn pod(spec: &Spec) -> Option<&str> {
+    let annotations = spec.annotations().as_ref()?;
+    PODS.iter().find_map(|(kind, sandbox)| {
+        let member = annotations
+            .get(*kind)
+            .is_some_and(|kind| kind == "container");
+        annotations
+            .get(*sandbox)
+            .filter(|_| member)
+            .map(String::as_str)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn spec(change: &Value) -> Spec {
+        let mut value = json!({ "ociVersion": "1.2.0" });
+        for (key, new) in change.as_object().unwrap() {
+            value[key] = new.clone();
+        }
+        serde_json::from_value(value).unwrap()
+    }
+
+    /// A sandbox `tide` that runs: its process is this test.
+    fn running() -> (tempfile::TempDir, StateDir) {
+        let root = tempfile::tempdir().unwrap();
+        let state = StateDir::at(root.path(), "sea", "tide").unwrap();
+        state.create().unwrap();
+        state.note_process(std::process::id()).unwrap();
+        state.note_address("unix:///tide").unwrap();
+        (root, state)
+    }
+
+    fn joined(root: &tempfile::TempDir, namespace: &str, spec: &Spec) -> Option<String> {
+        let sandbox = sandbox(spec, root.path(), namespace).unwrap();
+        sandbox.map(|sandbox| sandbox.address().unwrap())
+    }
+
+    #[test]
+    fn a_path_of_a_sandboxs_process_leads_to_its_shim() {
+        let (root, _state) = running();
+        let own = std::process::id();
+        let with = |path: String| {
+            spec(&json!({ "linux": { "namespaces": [{ "type": "mount" },
+                { "type": "ipc", "path": path }] } }))
+        };
+        let here = with(format!("/proc/{own}/ns/ipc"));
+        assert_eq!(joined(&root, "sea", &here).unwrap(), "unix:///tide");
+        assert_eq!(joined(&root, "lake", &here), None);
+        assert_eq!(joined(&root, "sea", &with("/proc/1/ns/ipc".into())), None);
+        assert_eq!(joined(&root, "sea", &with("/run/ipc".into())), None);
+    }
+
+    #[test]
+    fn the_hosts_own_network_is_nobodys() {
+        let own = std::process::id();
+        let network = LinuxNamespaceType::Network;
+        let host = Path::new("/proc/self/ns/net");
+        assert_eq!(owner(network, host, &[own]), None);
+        let by_pid = format!("/proc/{own}/ns/net");
+        assert_eq!(owner(network, Path::new(&by_pid), &[own]), Some(own));
+    }
+
+    #[test]
+    fn a_container_of_a_pod_joins_it_or_is_refused() {
+        let (root, state) = running();
+        let of = |kind: &str, sandbox: &str| {
+            spec(
+                &json!({ "annotations": { "io.kubernetes.cri.container-type": kind,
+                "io.kubernetes.cri.sandbox-id": sandbox } }),
+            )
+        };
+        let member = of("container", "tide");
+        assert_eq!(joined(&root, "sea", &member).unwrap(), "unix:///tide");
+        assert_eq!(joined(&root, "sea", &of("sandbox", "tide")), None);
+        state.remove().unwrap();
+        let error = sandbox(&member, root.path(), "sea").unwrap_err();
+        assert!(error.to_string().contains("tide"), "{error}");
+    }
+}

@@ -1,0 +1,135 @@
+//! The sandbox of a shim and the containers in it: who is there, and who is the last.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use oci_spec::runtime::LinuxNamespaceType;
+
+use super::Result;
+use crate::bundle::Neighbours;
+use crate::container::Container;
+use crate::error::TaskError;
+use crate::grouping;
+use crate::port_forward::Forwards;
+use crate::sandbox::Sandbox;
+use crate::supervise::Supervised;
+
+/// The machine, as long as it runs, and its containers, until they are deleted.
+#[derive(Default)]
+pub(super) struct Members {
+    machine: Option<Arc<Sandbox>>,
+    containers: HashMap<String, Member>,
+    /// A container is being created in the machine.
+    joining: bool,
+}
+
+/// A container, and what is there for it on the host while it runs.
+struct Member {
+    container: Container,
+    host_side: HostSide,
+}
+
+/// What is there for a container while it runs.
+#[derive(Default)]
+pub(super) struct HostSide {
+    /// Served as long as this is here.
+    pub(super) _forwards: Forwards,
+    /// The process whose pid is the container's, if that is not the VMM.
+    pub(super) pause: Option<Supervised>,
+}
+
+impl Members {
+    /// Nobody, nor a machine.
+    pub(super) fn is_empty(&self) -> bool {
+        self.containers.is_empty() && self.machine.is_none() && !self.joining
+    }
+
+    pub(super) fn container(&mut self, id: &str) -> Result<&mut Container> {
+        match self.containers.get_mut(id) {
+            Some(member) => Ok(&mut member.container),
+            None => Err(TaskError::NotFound(format!("container {id}"))),
+        }
+    }
+
+    pub(super) fn containers(&self) -> impl Iterator<Item = &Container> {
+        self.containers.values().map(|member| &member.container)
+    }
+
+    pub(super) fn sandbox(&self) -> Result<&Arc<Sandbox>> {
+        let gone = || TaskError::Precondition("the virtual machine is gone".into());
+        self.machine.as_ref().ok_or_else(gone)
+    }
+
+    /// The machine that a container may join. It stays until the container is added, or
+    /// [`Members::joined_not`] says that it will not be.
+    pub(super) fn join(&mut self) -> Option<(Arc<Sandbox>, Others)> {
+        let machine = self.machine.clone()?;
+        self.joining = true;
+        let pids = self.containers.iter();
+        let pids = pids.map(|(id, member)| (member.container.init.pid(), id.clone()));
+        Some((machine, Others(pids.collect())))
+    }
+
+    pub(super) fn joined_not(&mut self) {
+        self.joining = false;
+    }
+
+    /// A machine was booted.
+    pub(super) fn boot(&mut self, machine: Arc<Sandbox>) {
+        self.machine = Some(machine);
+    }
+
+    pub(super) fn add(&mut self, container: Container, host_side: HostSide) {
+        self.joining = false;
+        let id = container.id.clone();
+        self.containers.insert(
+            id,
+            Member {
+                container,
+                host_side,
+            },
+        );
+    }
+
+    pub(super) fn forget(&mut self, id: &str) {
+        self.containers.remove(id);
+    }
+
+    /// Takes what there is for a container that is over.
+    pub(super) fn take_host_side(&mut self, id: &str) -> HostSide {
+        let member = self.containers.get_mut(id);
+        member.map_or_else(HostSide::default, |member| {
+            std::mem::take(&mut member.host_side)
+        })
+    }
+
+    /// Whether the machine is there for container `id` alone.
+    pub(super) fn is_last(&self, id: &str) -> bool {
+        let mut others = self.containers().filter(|container| container.id != id);
+        !self.joining && others.all(|other| other.init.exit().is_some())
+    }
+
+    /// Takes the machine, to end it, if it is there for container `id` alone.
+    pub(super) fn take_machine(&mut self, id: &str) -> Option<Arc<Sandbox>> {
+        if self.is_last(id) {
+            self.machine.take()
+        } else {
+            None
+        }
+    }
+}
+
+/// The containers of a machine that runs, by the pids that containerd was told.
+pub(super) struct Others(HashMap<u32, String>);
+
+impl Neighbours for Others {
+    fn any(&self) -> bool {
+        true
+    }
+
+    fn owner(&self, kind: LinuxNamespaceType, path: &Path) -> Option<String> {
+        let pids: Vec<u32> = self.0.keys().copied().collect();
+        self.0.get(&grouping::owner(kind, path, &pids)?).cloned()
+    }
+}
