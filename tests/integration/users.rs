@@ -33,14 +33,17 @@ fn streams_terminal_and_exec_work_in_a_user_namespace() {
     let again = mapped(&host, "again").run(&["sh", "-c", "echo again >/dev/stdout; exit 7"]);
     let terminal = mapped(&host, "terminal").run_on_terminal(&["tty"]);
     let container = mapped(&host, "exec").start(&["sleep", "1000"]);
-    let exec = container.exec("e", &["sh", "-c", "id -u; echo again >/dev/stdout"]);
+    let script = "id -u; echo again >/dev/stdout; cat /proc/self/uid_map; cat </proc/1/uid_map";
+    let exec = container.exec("e", &["sh", "-c", script]);
     container.kill("KILL");
     container.wait_until_stopped();
     container.remove();
 
     assert_eq!((again.status, again.stdout.as_str()), (7, "again\n"));
     assert!(terminal.output().contains("/dev/pts/0"), "{terminal:#?}");
-    assert_eq!(exec.output(), "0\nagain", "{exec:#?}");
+    let words: Vec<&str> = exec.output().split_whitespace().collect();
+    let expected = ["0", "again", "0", "1000", "5000", "0", "1000", "5000"];
+    assert_eq!(words, expected, "{exec:#?}");
 }
 
 #[test]

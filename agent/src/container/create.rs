@@ -19,7 +19,7 @@ use super::block_volumes;
 use super::diary;
 use super::launch::Launcher;
 use super::namespaces::UserNamespace;
-use super::plan::{self, LaunchPlan, Plan};
+use super::plan::{self, Plan};
 use super::user_namespace;
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::error_chain;
@@ -166,6 +166,11 @@ impl Reporter {
     pub fn ends(&self) -> [BorrowedFd<'_>; 2] {
         [self.words.as_fd(), self.diary.as_fd()]
     }
+
+    /// For the launcher. Called in an operation.
+    pub fn words(&self) -> Result<OwnedFd, String> {
+        self.words.try_clone().map_err(|error| error.to_string())
+    }
 }
 
 async fn read(pipe: &mut pipe::Receiver) -> io::Result<String> {
@@ -218,7 +223,8 @@ async fn try_create(
     let mut keep = streams.ends();
     keep.extend(reporter.ends());
     let pid = operation::run(reaper, "create container", &keep, || {
-        let builder = builder(id, CONTAINERS, &plan.launch, &reporter, &streams)?;
+        let launcher = Launcher::new(plan.launch.clone(), None, reporter.words()?);
+        let builder = builder(id, CONTAINERS, launcher, &reporter, &streams)?;
         let init = builder
             .as_init(bundle)
             .with_systemd(false)
@@ -295,18 +301,19 @@ pub(super) fn state_file(id: &str) -> PathBuf {
 pub(super) fn builder(
     id: &str,
     root: impl Into<PathBuf>,
-    launch: &LaunchPlan,
+    launcher: Launcher,
     reporter: &Reporter,
     streams: &Streams,
 ) -> Result<ContainerBuilder, String> {
     let own = |fd: &OwnedFd| fd.try_clone().map_err(|error| error.to_string());
     diary::keep(own(&reporter.diary)?);
-    if let Some(maps) = &launch.confinement.id_maps {
-        user_namespace::prepare(maps, &launch.process, streams)
+    let plan = launcher.plan();
+    if let Some(maps) = &plan.confinement.id_maps {
+        user_namespace::prepare(maps, &plan.process, streams)
             .map_err(|error| format!("prepare for the user namespace: {error}"))?;
     }
     let builder = ContainerBuilder::new(id.to_owned(), SyscallType::Linux)
-        .with_executor(Launcher::new(launch.clone(), own(&reporter.words)?))
+        .with_executor(launcher)
         .with_root_path(root)
         .map_err(|error| error_chain(&error))?;
     Ok(match streams {

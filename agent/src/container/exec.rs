@@ -1,6 +1,7 @@
 //! Runs a further process in a container.
 
 use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use tokio::sync::oneshot;
@@ -8,6 +9,7 @@ use tokio::sync::oneshot;
 use super::create::{
     CONSOLES, CreateError, Report, builder, make_directory, state_file, unique_name,
 };
+use super::launch::Launcher;
 use super::plan::ExecPlan;
 use crate::error_chain;
 use crate::host::Host;
@@ -28,14 +30,14 @@ pub struct Started {
     pub terminal: Option<Terminal>,
 }
 
-/// Starts a process in container `id`.
+/// Starts a process in container `id`, whose init is process `init`.
 ///
 /// # Errors
 /// All of `CreateError`.
 pub async fn start(
     reaper: &Reaper,
     host: Host,
-    id: &str,
+    (id, init): (&str, i32),
     plan: &ExecPlan,
     ports: Ports,
 ) -> Result<Started, CreateError> {
@@ -43,13 +45,21 @@ pub async fn start(
     make_directory(Path::new(CONSOLES))?;
     let streams = Streams::connect(host, ports, Path::new(CONSOLES), &unique_name()).await?;
     let (report, reporter) = Report::open()?;
+    let user_namespace = match &plan.launch.confinement.id_maps {
+        None => None,
+        Some(_) => Some(open_user_namespace(init)?),
+    };
 
     // The process may end before its id has come back.
     let _expectation = reaper.expect();
     let mut keep = streams.ends();
     keep.extend(reporter.ends());
+    keep.extend(user_namespace.as_ref().map(AsFd::as_fd));
     let pid = operation::run(reaper, "start process", &keep, || {
-        let builder = builder(id, &workspace.root, &plan.launch, &reporter, &streams)?;
+        let namespace = user_namespace.as_ref().map(OwnedFd::try_clone).transpose();
+        let namespace = namespace.map_err(|error| error.to_string())?;
+        let launcher = Launcher::new(plan.launch.clone(), namespace, reporter.words()?);
+        let builder = builder(id, &workspace.root, launcher, &reporter, &streams)?;
         let tenant = builder.as_tenant().with_detach(true);
         let pid = tenant.with_process(Some(workspace.process())).build();
         Ok(pid.map_err(|error| error_chain(&error))?.as_raw())
@@ -68,6 +78,18 @@ pub async fn start(
         exit,
         terminal: streams.start()?,
     })
+}
+
+fn open_user_namespace(init: i32) -> Result<OwnedFd, CreateError> {
+    let path = PathBuf::from(format!("/proc/{init}/ns/user"));
+    match fs::File::open(&path) {
+        Ok(file) => Ok(file.into()),
+        Err(source) => Err(CreateError::File {
+            action: "open",
+            path,
+            source,
+        }),
+    }
 }
 
 /// A copy of libcontainer's state for one exec: libcontainer leaves sockets beside the state it

@@ -18,9 +18,10 @@ use std::collections::HashMap;
 use std::ffi::{CString, NulError};
 use std::fs;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use libcontainer::capabilities;
 use libcontainer::syscall::syscall::create_syscall;
@@ -28,6 +29,7 @@ use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{self, Mode};
 use nix::unistd::{AccessFlags, Gid, Uid};
 use oci_spec::runtime::{LinuxCapabilities, Process, Spec};
@@ -44,6 +46,8 @@ const EXEC_FAILED: i32 = 1;
 /// Why a program cannot be run. The words are runc's, which tools match.
 #[derive(Debug, thiserror::Error)]
 enum LaunchError {
+    #[error("enter the container's user namespace: {}", .0.desc())]
+    UserNamespace(Errno),
     #[error("change how the mount {} propagates: {}", path.display(), .source.desc())]
     Mount { path: PathBuf, source: Errno },
     #[error("chdir to cwd ({cwd:?}) set in config.json failed: {}", errno_text(.source))]
@@ -77,23 +81,35 @@ enum LaunchError {
 #[derive(Clone)]
 pub struct Launcher {
     plan: LaunchPlan,
-    report: std::sync::Arc<std::os::fd::OwnedFd>,
+    user_namespace: Option<Arc<OwnedFd>>,
+    report: Arc<OwnedFd>,
     program: OnceCell<CString>,
 }
 
 impl Launcher {
-    /// A launcher that reports to `report`, the write end of a pipe.
-    pub fn new(plan: LaunchPlan, report: std::os::fd::OwnedFd) -> Self {
+    /// A launcher that reports to `report`, the write end of a pipe. It enters `user_namespace`:
+    /// libcontainer lets an exec join all of its container's namespaces but that.
+    pub fn new(plan: LaunchPlan, user_namespace: Option<OwnedFd>, report: OwnedFd) -> Self {
         Self {
             plan,
+            user_namespace: user_namespace.map(Arc::new),
             report: report.into(),
             program: OnceCell::new(),
         }
     }
 
+    /// What it does.
+    pub fn plan(&self) -> &LaunchPlan {
+        &self.plan
+    }
+
     /// Everything that can go wrong before the program is to run.
     fn prepare(&self) -> Result<CString, LaunchError> {
         let process = &self.plan.process;
+        if let Some(namespace) = &self.user_namespace {
+            // Before anything is done for the container: as its root, not the machine's.
+            setns(namespace, CloneFlags::CLONE_NEWUSER).map_err(LaunchError::UserNamespace)?;
+        }
         self.plan.propagations.iter().try_for_each(propagate)?;
         enter_cwd(process.cwd(), self.plan.create_cwd)?;
         let uid = Uid::from_raw(process.user().uid());

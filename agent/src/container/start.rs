@@ -58,25 +58,25 @@ impl Containers {
 
     async fn start_exec(&self, id: &ProcessId) -> Result<i32, ContainerError> {
         let action = "start";
-        let registered = self.with(&id.container_id, |container| {
+        let (init, registered) = self.with(&id.container_id, |container| {
             if container.paused {
                 let action = "start a process in";
                 return Err(ContainerError::Paused { action });
             }
-            if !matches!(container.init, Process::Running { .. }) {
+            let Process::Running { pid: init, .. } = container.init else {
                 let state = container.init.state();
                 return Err(ContainerError::State {
                     action: "start a process beside",
                     state,
                 });
-            }
+            };
             let process = container.process(id)?;
             let starting = Process::Starting {
                 pid: None,
                 terminal: None,
             };
             match std::mem::replace(process, starting) {
-                Process::Registered(registered) => Ok(registered),
+                Process::Registered(registered) => Ok((init, registered)),
                 other => {
                     let state = other.state();
                     *process = other;
@@ -86,7 +86,8 @@ impl Containers {
         })?;
         let (plan, ports) = *registered;
         let inner = &self.inner;
-        let started = exec::start(&inner.reaper, inner.host, &id.container_id, &plan, ports).await;
+        let container = (id.container_id.as_str(), init);
+        let started = exec::start(&inner.reaper, inner.host, container, &plan, ports).await;
         let started = match started {
             Ok(started) => started,
             Err(error) => {
