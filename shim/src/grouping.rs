@@ -78,8 +78,10 @@ pub fn sandbox(
 /// The process, of those given, whose namespace the path names.
 #[must_use]
 pub fn owner(kind: LinuxNamespaceType, path: &Path, pids: &[u32]) -> Option<u32> {
-    if let Some(pid) = process_of(path) {
-        return pids.contains(&pid).then_some(pid);
+    if let Some((pid, file)) = process_of(path) {
+        // A type is written as its file is called (namespaces(7)).
+        let is_of_kind = file == kind.to_string();
+        return (is_of_kind && pids.contains(&pid)).then_some(pid);
     }
     // Only a network's has a path beside that of a process: the machine is in it.
     if kind != LinuxNamespaceType::Network {
@@ -98,10 +100,10 @@ pub fn owner(kind: LinuxNamespaceType, path: &Path, pids: &[u32]) -> Option<u32>
         .find(|pid| inode(Path::new(&format!("/proc/{pid}/ns/net"))) == Some(asked))
 }
 
-/// PID of `/proc/PID/ns/TYPE`.
-fn process_of(path: &Path) -> Option<u32> {
-    let (pid, _) = path.to_str()?.strip_prefix("/proc/")?.split_once("/ns/")?;
-    pid.parse().ok()
+/// PID and FILE of `/proc/PID/ns/FILE`.
+fn process_of(path: &Path) -> Option<(u32, &str)> {
+    let (pid, file) = path.to_str()?.strip_prefix("/proc/")?.split_once("/ns/")?;
+    Some((pid.parse().ok()?, file))
 }
 
 /// The pod sandbox that the container is to be in; none for the sandbox's own container.
@@ -158,6 +160,8 @@ mod tests {
         let here = with(format!("/proc/{own}/ns/ipc"));
         assert_eq!(joined(&root, "sea", &here).unwrap(), "unix:///tide");
         assert_eq!(joined(&root, "lake", &here), None);
+        let of_another_type = with(format!("/proc/{own}/ns/uts"));
+        assert_eq!(joined(&root, "sea", &of_another_type), None);
         assert_eq!(joined(&root, "sea", &with("/proc/1/ns/ipc".into())), None);
         assert_eq!(joined(&root, "sea", &with("/run/ipc".into())), None);
     }

@@ -25,6 +25,9 @@ impl Bundle {
     #[must_use]
     pub fn new(host: &Host) -> Self {
         let directory = tempfile::tempdir_in("/run").expect("make a bundle");
+        // Who is root in a user namespace has to get at it.
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(directory.path(), mode).expect("make a bundle");
         let root = directory.path().join("rootfs");
         let bin = root.join("bin");
         fs::create_dir_all(&bin).expect("make a bundle");

@@ -4,8 +4,7 @@
 //! that `tests/integration/run` counts. Demands that do not disturb each other share a container.
 //!
 //! A case has to be right before it can be passed: with `HULL_OCI_REFERENCES` set, each runs on runc
-//! and on crun too, and one of them has to agree. Left out, because they are not done yet: user
-//! namespaces, idmapped mounts, namespaces joined by path.
+//! and on crun too, and one of them has to agree.
 
 mod devices;
 mod hooks;
@@ -17,6 +16,7 @@ mod process;
 mod resources;
 mod root;
 mod seccomp;
+mod users;
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -25,6 +25,9 @@ use hull_tests::{Bundle, Container, Finished, Host, RUNTIME};
 use serde_json::{Value, json};
 
 const ID: &str = "oci";
+
+/// A container that others join.
+const FIRST: &str = "first";
 
 /// What every script may use: `option MOUNT NAME` says whether a mount has an option, `propagation
 /// MOUNT` how it propagates, `type MOUNT` what it is.
@@ -123,18 +126,45 @@ struct Stage<'a> {
 }
 
 impl<'a> Stage<'a> {
+    fn is_hull(&self) -> bool {
+        self.runtime.name == HULL.name
+    }
+
     /// A container of the default configuration, changed.
     fn container(&self, change: impl Fn(&mut Value)) -> Container<'a> {
+        self.named(ID, change)
+    }
+
+    fn named(&self, id: &'static str, change: impl Fn(&mut Value)) -> Container<'a> {
         let mut spec = self.bundle.spec();
         // The groups of containerd's namespace are nobody's leftovers.
-        spec["linux"]["cgroupsPath"] = json!(format!("/default/{ID}"));
+        spec["linux"]["cgroupsPath"] = json!(format!("/default/{id}"));
         // The root is shared by all cases; what scripts write is not.
         mount(&mut spec, "/tmp", "tmpfs", "tmpfs", &["mode=1777"]);
         change(&mut spec);
-        let container = self.bundle.container(self.host, ID, &spec);
+        let container = self.bundle.container(self.host, id, &spec);
         container
             .runtime(self.runtime.shim)
             .options(self.runtime.options)
+    }
+
+    /// Has another container run meanwhile; `tell` gets its pid.
+    fn beside<T>(
+        &self,
+        change: impl Fn(&mut Value),
+        tell: impl FnOnce(&Container<'_>, u32) -> T,
+    ) -> T {
+        let sleeps = |spec: &mut Value| {
+            spec["process"]["args"] = json!(["/bin/sleep", "1000"]);
+            change(spec);
+        };
+        let first = self.named(FIRST, sleeps).start(&[]);
+        let pid = first.listed().and_then(|line| line[1].parse().ok());
+        let told = tell(&first, pid.expect("it has a pid"));
+        first.kill("KILL");
+        first.wait_until_stopped();
+        first.remove();
+        told
     }
 
     /// Runs it to its end.
@@ -251,7 +281,7 @@ impl Cases {
                 spec["process"]["args"] = json!(["/bin/echo", "it runs"]);
                 change(spec);
             });
-            let is_hull = stage.runtime.name == HULL.name;
+            let is_hull = stage.is_hull();
             if is_limit && !is_hull {
                 return same(run.stdout.trim(), "it runs");
             }

@@ -1,8 +1,8 @@
-//! config-linux.md: namespaces. Those that are joined by path are not done yet.
+//! config-linux.md: namespaces, new ones and those that are joined by a path.
 
 use serde_json::{Value, json};
 
-use super::{demand, fact, push, section};
+use super::{Demand, Stage, Verdict, contains, demand, fact, push, same, section};
 
 fn without(spec: &mut Value, kind: &str) {
     let namespaces = spec["linux"]["namespaces"].as_array_mut();
@@ -116,6 +116,106 @@ fn namespaces() {
             demand("timeOffsets need a time namespace"),
             |spec| spec["linux"]["timeOffsets"] = json!({ "boottime": { "secs": 1 } }),
             "time namespace",
+        );
+    });
+}
+
+/// Type, file and the demand that a path of that type is joined.
+const JOINED: [(&str, &str, Demand); 5] = [
+    (
+        "pid",
+        "pid",
+        demand("a pid namespace with a path is joined"),
+    ),
+    (
+        "network",
+        "net",
+        demand("a network namespace with a path is joined"),
+    ),
+    (
+        "ipc",
+        "ipc",
+        demand("an ipc namespace with a path is joined"),
+    ),
+    (
+        "uts",
+        "uts",
+        demand("a uts namespace with a path is joined"),
+    ),
+    (
+        "cgroup",
+        "cgroup",
+        demand("a cgroup namespace with a path is joined"),
+    ),
+];
+
+/// All of the first container's namespaces are joined, and looked at.
+fn join_all(stage: &Stage<'_>) -> Vec<Verdict> {
+    stage.beside(
+        |spec| with(spec, "cgroup"),
+        |first, pid| {
+            let script = "for i in pid net ipc uts cgroup; do readlink /proc/self/ns/$i; done";
+            let theirs = first.exec("look", &["/bin/sh", "-c", script]);
+            let ours = stage.run(|spec| {
+                for (kind, file, _) in JOINED {
+                    without(spec, kind);
+                    let path = format!("/proc/{pid}/ns/{file}");
+                    push(
+                        &mut spec["linux"]["namespaces"],
+                        json!({ "type": kind, "path": path }),
+                    );
+                }
+                spec["process"]["args"] = json!(["/bin/sh", "-c", script]);
+            });
+            let line = |text: &str, number| text.lines().nth(number).map(str::to_owned);
+            let verdict = |number| match line(&theirs.stdout, number) {
+                None => Err(format!("{theirs:?}")),
+                namespace => same(line(&ours.stdout, number), namespace)
+                    .map_err(|differs| format!("{differs}: {}", ours.stderr.trim())),
+            };
+            (0..JOINED.len()).map(verdict).collect()
+        },
+    )
+}
+
+#[test]
+fn joined() {
+    section("config-linux.md#configLinuxNamespaces", |cases| {
+        let demands = JOINED.each_ref().map(|(_, _, demand)| demand);
+        cases.judge(&demands, join_all);
+        cases.story(
+            demand("a path of another type's namespace is an error"),
+            |stage| {
+                let run = stage.beside(
+                    |_| {},
+                    |_, pid| {
+                        stage.run(|spec| {
+                            without(spec, "uts");
+                            let path = format!("/proc/{pid}/ns/ipc");
+                            push(
+                                &mut spec["linux"]["namespaces"],
+                                json!({ "type": "uts", "path": path }),
+                            );
+                        })
+                    },
+                );
+                same((run.status, run.stdout.as_str()), (1, ""))?;
+                if stage.is_hull() {
+                    contains(&run.stderr, "linux.namespaces[uts].path")?;
+                }
+                Ok(())
+            },
+        );
+        cases.refused(
+            demand("a path where no namespace is is an error"),
+            |spec| {
+                without(spec, "ipc");
+                push(
+                    &mut spec["linux"]["namespaces"],
+                    json!({ "type": "ipc", "path": "/proc/999999999/ns/ipc" }),
+                );
+            },
+            "linux.namespaces[ipc].path",
         );
     });
 }
