@@ -15,6 +15,9 @@ static IMAGES: OnceLock<()> = OnceLock::new();
 /// Where `tests/integration/run` puts the images.
 const SHARE: &str = "/mnt/share";
 
+/// Where the test host keeps containerd's log.
+const LOG: &str = "/var/log/containerd.log";
+
 /// The host: containerd answers, Hull is installed, the test image is imported.
 ///
 /// One test at a time has it. When the test lets go of it, nothing of Hull's may be left: no
@@ -23,6 +26,8 @@ const SHARE: &str = "/mnt/share";
 pub struct Host {
     _turn: MutexGuard<'static, ()>,
     before: Leftovers,
+    /// Bytes of the log that were there before.
+    logged: usize,
 }
 
 impl Host {
@@ -46,6 +51,7 @@ impl Host {
         Self {
             _turn: turn,
             before: Leftovers::now(),
+            logged: log().len(),
         }
     }
 
@@ -91,6 +97,10 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            eprintln!("containerd and its shims said:");
+            for line in log()[self.logged..].lines().filter(|line| !is_debug(line)) {
+                eprintln!("{line}");
+            }
             // One failure is enough to read: the next test shall not find this one's containers.
             remove_all_containers();
             return;
@@ -103,6 +113,15 @@ impl Drop for Host {
         }
         assert!(left.is_empty(), "left behind: {left:#?}");
     }
+}
+
+/// What containerd and its shims have said so far.
+fn log() -> String {
+    fs::read_to_string(LOG).unwrap_or_default()
+}
+
+fn is_debug(line: &str) -> bool {
+    line.contains("level=debug")
 }
 
 fn remove_all_containers() {
