@@ -2,10 +2,20 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 
 use agent_protocol::disk_path;
+
+/// Major and minor of the disk with a serial number.
+///
+/// # Errors
+/// When there is none.
+pub fn numbers(serial: &str) -> io::Result<(i64, i64)> {
+    let device = fs::metadata(disk_path(serial))?.rdev();
+    let number = |part: u32| i64::from(part);
+    Ok((number(libc::major(device)), number(libc::minor(device))))
+}
 
 /// Makes a link for each disk that has a serial number. They are all there when the kernel starts
 /// its init.

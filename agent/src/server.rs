@@ -1,5 +1,6 @@
 //! The service: one method per RPC. Translates the request, calls, translates back.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,7 +16,9 @@ use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
 
 use crate::container::Containers;
 use crate::container::create::CreateError;
+use crate::container::devices::Disk;
 use crate::container::error::ContainerError;
+use crate::disks;
 use crate::error_chain;
 use crate::events::Events;
 use crate::forward::{self, ForwardError, Protocol};
@@ -70,8 +73,11 @@ impl Agent for Service {
     async fn create(&self, _: &TtrpcContext, req: CreateRequest) -> ttrpc::Result<CreateResponse> {
         let containers = self.containers.clone();
         let ports = ports(&req.stdio)?;
-        let created =
-            to_its_end(async move { containers.create(&req.container_id, &req.spec, ports).await });
+        let disks = disks_of(&req.disks)?;
+        let created = to_its_end(async move {
+            let id = &req.container_id;
+            containers.create(id, &req.spec, &disks, ports).await
+        });
         Ok(CreateResponse {
             pid: wire_pid(created.await?)?,
             ..CreateResponse::default()
@@ -237,6 +243,19 @@ async fn to_its_end<T: Send + 'static>(
         Ok(result) => result.map_err(|error| failure(&error)),
         Err(error) => Err(internal(error)),
     }
+}
+
+/// The disks that a configuration's devices are, by their paths and serial numbers.
+fn disks_of(asked: &HashMap<String, String>) -> ttrpc::Result<Vec<Disk>> {
+    let disk = |(path, serial): (&String, &String)| {
+        let number = disks::numbers(serial)
+            .map_err(|error| invalid(&format!("disk {serial} for {path}: {error}")))?;
+        Ok(Disk {
+            path: path.into(),
+            number,
+        })
+    };
+    asked.iter().map(disk).collect()
 }
 
 fn ports(stdio: &Stdio) -> ttrpc::Result<Ports> {

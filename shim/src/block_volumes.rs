@@ -4,12 +4,12 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::libc::O_EXCL;
 use vmm_control::Disk;
 
-use crate::bundle::BlockVolume;
+use crate::bundle::{BlockSource, BlockVolume};
 
 /// Why a block device cannot be a disk.
 #[derive(Debug, thiserror::Error)]
@@ -39,8 +39,24 @@ pub fn open(volumes: &[BlockVolume]) -> Result<Vec<Disk<OwnedFd>>, BlockVolumeEr
     volumes.iter().map(open_one).collect()
 }
 
+/// Where the device is.
+fn locate(source: &BlockSource) -> Result<PathBuf, BlockVolumeError> {
+    match source {
+        BlockSource::Path(path) => Ok(path.clone()),
+        // The kernel's own name of it (sysfs(5)).
+        BlockSource::Number { major, minor } => {
+            let path = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+            match std::fs::canonicalize(&path) {
+                Ok(device) => Ok(Path::new("/dev").join(device.file_name().unwrap_or_default())),
+                Err(source) => Err(BlockVolumeError::Open { path, source }),
+            }
+        }
+    }
+}
+
 fn open_one(volume: &BlockVolume) -> Result<Disk<OwnedFd>, BlockVolumeError> {
-    let path = || volume.source.clone();
+    let source = locate(&volume.source)?;
+    let path = || source.clone();
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::ResourceBusy => BlockVolumeError::Busy(path()),
         _ => BlockVolumeError::Open {
@@ -49,7 +65,7 @@ fn open_one(volume: &BlockVolume) -> Result<Disk<OwnedFd>, BlockVolumeError> {
         },
     };
     // Looked at first: opening a pipe would wait, and of some devices it is an action.
-    let kind = std::fs::metadata(&volume.source).map_err(failed)?;
+    let kind = std::fs::metadata(&source).map_err(failed)?;
     if !kind.file_type().is_block_device() {
         return Err(BlockVolumeError::Kind(path()));
     }
@@ -59,7 +75,7 @@ fn open_one(volume: &BlockVolume) -> Result<Disk<OwnedFd>, BlockVolumeError> {
         .read(true)
         .write(!volume.read_only)
         .custom_flags(exclusive)
-        .open(&volume.source)
+        .open(&source)
         .map_err(failed)?;
     Ok(Disk {
         file: file.into(),

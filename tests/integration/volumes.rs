@@ -91,3 +91,44 @@ fn a_block_device_that_is_in_use_or_none_is_refused() {
     assert_eq!(file.status, 1, "{file:#?}");
     assert!(file.stderr.contains("is no block device"), "{file:#?}");
 }
+
+#[test]
+fn a_block_device_given_as_a_device_is_one_of_the_machine() {
+    let host = Host::take();
+    let device = LoopDevice::with_ext4();
+    let path = device.path.as_str();
+    // The magic number of ext4's superblock.
+    let script = format!(
+        "dd if={path} bs=1 skip=1080 count=2 2>/dev/null | xxd -p; \
+         echo tide | dd of={path} bs=512 seek=65000 conv=notrunc 2>/dev/null; sync"
+    );
+
+    let run = host
+        .container("raw")
+        .options(&["--device", path])
+        .run(&["sh", "-c", &script]);
+
+    assert_eq!(run.output(), "53ef", "{run:#?}");
+    let image = fs::read(device.directory.path().join("image")).unwrap();
+    assert!(image[65000 * 512..].starts_with(b"tide\n"));
+}
+
+#[test]
+fn a_privileged_container_has_all_devices_of_its_machine_and_none_of_the_hosts() {
+    let host = Host::take();
+    let device = LoopDevice::with_ext4();
+    let script = format!(
+        "mount -t tmpfs none /tmp && echo mounted; ls {} 2>/dev/null; \
+         mknod /tmp/vda b $(tr : ' ' </sys/block/vda/dev) && head -c 1 /tmp/vda | wc -c; \
+         echo x >/tmp/vda || echo no",
+        device.path
+    );
+
+    let run = host
+        .container("privileged")
+        .options(&["--privileged"])
+        .run(&["sh", "-c", &script]);
+
+    // The guest's own image is read-only as a device, whoever asks.
+    assert_eq!(run.output(), "mounted\n1\nno", "{run:#?}");
+}

@@ -5,7 +5,9 @@
 //! ones override earlier ones (oci runtime-spec config-linux.md "Allowed Device list"), and refuses
 //! what no rule matches. A request is granted by one rule that covers all of it.
 
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
+use std::path::PathBuf;
+
+use oci_spec::runtime::{Linux, LinuxDeviceCgroup, LinuxDeviceType};
 
 /// One `struct bpf_insn` (linux/bpf.h) as the little-endian word it is in memory.
 pub type Instruction = u64;
@@ -144,6 +146,45 @@ impl Rule {
     }
 }
 
+/// A block device of the configuration that is a disk of this machine: where it is in the container,
+/// and which one it is here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// Its path.
+    pub path: PathBuf,
+    /// Major and minor.
+    pub number: (i64, i64),
+}
+
+/// Gives the disks their numbers of this machine, in place of the host's, and the rules for them too.
+pub fn renumber(linux: &mut Linux, disks: &[Disk]) {
+    if disks.is_empty() {
+        return;
+    }
+    let mut devices = linux.devices().clone().unwrap_or_default();
+    let mut resources = linux.resources().clone().unwrap_or_default();
+    let mut rules = resources.devices().clone().unwrap_or_default();
+    for device in &mut devices {
+        let Some(disk) = disks.iter().find(|disk| disk.path == *device.path()) else {
+            continue;
+        };
+        let (major, minor) = disk.number;
+        let theirs = (Some(device.major()), Some(device.minor()));
+        for rule in &mut rules {
+            let is_for_it =
+                rule.typ() == Some(LinuxDeviceType::B) && (rule.major(), rule.minor()) == theirs;
+            if is_for_it {
+                rule.set_major(Some(major)).set_minor(Some(minor));
+            }
+        }
+        device.set_major(major).set_minor(minor);
+    }
+    resources.set_devices(Some(rules));
+    linux
+        .set_devices(Some(devices))
+        .set_resources(Some(resources));
+}
+
 /// Compiles the rules of a configuration.
 ///
 /// # Errors
@@ -251,6 +292,29 @@ mod tests {
         assert!(!ask(&program, BLOCK, READ | WRITE, 254, 16));
         assert!(!ask(&program, BLOCK, READ, 254, 0));
         assert!(!ask(&program, CHARACTER, READ, 254, 16));
+    }
+
+    #[test]
+    fn a_disk_and_its_rules_get_the_numbers_of_this_machine() {
+        let linux = r#"{
+            "devices": [{"path": "/dev/data", "type": "b", "major": 8, "minor": 16}],
+            "resources": {"devices": [
+                {"allow": true, "type": "b", "major": 8, "minor": 16, "access": "r"},
+                {"allow": true, "type": "c", "major": 8, "minor": 16, "access": "r"}]}}"#;
+        let mut linux: Linux = serde_json::from_str(linux).unwrap();
+        let disk = Disk {
+            path: "/dev/data".into(),
+            number: (254, 16),
+        };
+
+        renumber(&mut linux, &[disk]);
+
+        let device = &linux.devices().as_ref().unwrap()[0];
+        assert_eq!((device.major(), device.minor()), (254, 16));
+        let resources = linux.resources().clone().unwrap();
+        let rules = resources.devices().as_ref().unwrap();
+        assert_eq!(rules[0].major(), Some(254));
+        assert_eq!(rules[1].major(), Some(8));
     }
 
     #[test]

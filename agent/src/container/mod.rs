@@ -35,6 +35,7 @@ use oci_spec::runtime::LinuxResources;
 use tokio::sync::Notify;
 
 use self::create::Created;
+use self::devices::Disk;
 use self::error::ContainerError;
 use self::namespaces::Neighbour;
 use self::plan::Confinement;
@@ -94,11 +95,12 @@ impl Containers {
         &self,
         id: &str,
         config: &[u8],
+        disks: &[Disk],
         ports: Ports,
     ) -> Result<i32, ContainerError> {
         plan::check_id(id)?;
         let neighbour = |name: &str| self.neighbour(name);
-        let plan = plan::container(id, config, ports.is_terminal(), neighbour)?;
+        let plan = plan::container(id, config, ports.is_terminal(), disks, neighbour)?;
         self.reserve(id, plan.launch.confinement.clone())?;
         let inner = &self.inner;
         match create::create(&inner.reaper, inner.host, id, &plan, ports).await {

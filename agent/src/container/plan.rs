@@ -15,7 +15,7 @@ use oci_spec::runtime::{
 };
 
 use super::block_volumes::{self, BlockVolume};
-use super::devices::{self, DeviceError, Instruction};
+use super::devices::{self, DeviceError, Disk, Instruction};
 use super::mounts;
 use super::namespaces::{self, Neighbour, UserNamespace};
 use super::user_namespace::IdMaps;
@@ -159,7 +159,8 @@ pub fn check_id(id: &str) -> Result<(), PlanError> {
     }
 }
 
-/// Plans a container from its `config.json`; `neighbour` looks up the machine's others.
+/// Plans a container from its `config.json`; `neighbour` looks up the machine's others, and `disks`
+/// are those among its devices.
 ///
 /// # Errors
 /// Everything but `Id`.
@@ -167,6 +168,7 @@ pub fn container(
     id: &str,
     config: &[u8],
     terminal: bool,
+    disks: &[Disk],
     neighbour: impl Fn(&str) -> Option<Neighbour>,
 ) -> Result<Plan, PlanError> {
     let mut spec: Spec = serde_json::from_slice(config).map_err(|source| PlanError::Decode {
@@ -185,6 +187,7 @@ pub fn container(
     if let Some(profile) = &seccomp {
         check_seccomp(profile)?;
     }
+    devices::renumber(&mut linux, disks);
     let resources = linux.resources().as_ref();
     let rules = resources.and_then(|resources| resources.devices().as_deref());
     let device_filter = devices::program(rules.unwrap_or_default())?;
@@ -407,7 +410,7 @@ mod tests {
     }
 
     fn plan(id: &str, config: &[u8], terminal: bool) -> Result<Plan, PlanError> {
-        container(id, config, terminal, |_| None)
+        container(id, config, terminal, &[], |_| None)
     }
 
     fn process(cwd: &str, args: &str) -> Vec<u8> {

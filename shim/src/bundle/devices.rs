@@ -1,12 +1,30 @@
 //! Devices, and limits for them: which of them a machine has.
 
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxResources};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
 
 use super::{Unsupported, unsupported};
 
-/// Devices that are the same in every kernel may be made in the guest; those of the host's hardware
-/// are not there.
-pub(super) fn check_device(device: &LinuxDevice) -> Result<(), Unsupported> {
+/// What becomes of a device that the configuration lists.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Device {
+    /// The guest makes it.
+    Guests,
+    /// A block device of the host: a disk of the machine.
+    Disk {
+        /// Nobody may write to it.
+        read_only: bool,
+    },
+    /// It is not there.
+    Left,
+}
+
+/// Devices that are the same in every kernel are made in the guest, and block devices of the host
+/// become disks. Others are not there: a container that asks for one by name is refused, and one that
+/// may use whatever there is, for which engines list all of the host's, gets what the guest has.
+pub(super) fn place(
+    device: &LinuxDevice,
+    resources: Option<&LinuxResources>,
+) -> Result<Device, Unsupported> {
     /// Major and minor of null, zero, full, random, urandom, tty, console, ptmx, tun and fuse.
     const VIRTUAL: [(i64, i64); 10] = [
         (1, 3),
@@ -20,21 +38,52 @@ pub(super) fn check_device(device: &LinuxDevice) -> Result<(), Unsupported> {
         (10, 200),
         (10, 229),
     ];
+    let field = || format!("linux.devices[{}]", device.path().display());
     if !device.path().starts_with("/dev") {
-        return unsupported(
-            &format!("linux.devices[{}]", device.path().display()),
-            "devices outside /dev come with a later version",
-        );
+        return unsupported(&field(), "devices outside /dev come with a later version");
     }
     let known = VIRTUAL.contains(&(device.major(), device.minor()))
         && matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U);
     if known || device.typ() == LinuxDeviceType::P {
-        return Ok(());
+        return Ok(Device::Guests);
+    }
+    let rules = resources.and_then(|resources| resources.devices().as_deref());
+    let rules = rules.unwrap_or_default();
+    if rules.iter().any(allows_all) {
+        return Ok(Device::Left);
+    }
+    if device.typ() == LinuxDeviceType::B {
+        let read_only = !rules.iter().any(|rule| allows_writing(rule, device));
+        return Ok(Device::Disk { read_only });
     }
     unsupported(
-        &format!("linux.devices[{}]", device.path().display()),
-        "the host's devices are not in the virtual machine",
+        &field(),
+        "the host's character devices are not in the virtual machine",
     )
+}
+
+fn any(number: Option<i64>) -> bool {
+    number.is_none_or(|number| number == -1)
+}
+
+/// Whether a rule is that of a privileged container.
+fn allows_all(rule: &LinuxDeviceCgroup) -> bool {
+    rule.allow()
+        && rule.typ().is_none_or(|kind| kind == LinuxDeviceType::A)
+        && any(rule.major())
+        && any(rule.minor())
+}
+
+fn allows_writing(rule: &LinuxDeviceCgroup, device: &LinuxDevice) -> bool {
+    let covers = |number: Option<i64>, of_device| any(number) || number == Some(of_device);
+    rule.allow()
+        && rule.typ() == Some(LinuxDeviceType::B)
+        && covers(rule.major(), device.major())
+        && covers(rule.minor(), device.minor())
+        && rule
+            .access()
+            .as_ref()
+            .is_none_or(|access| access.contains('w'))
 }
 
 /// Limits for devices of the host, which are not there, and for controllers that cgroup v2 does not

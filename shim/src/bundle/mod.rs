@@ -11,12 +11,15 @@ mod namespaces;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{Linux, Process, Spec};
+
+use self::devices::Device;
 
 pub use self::load::{BundleError, Malformed, check_resources, host_root, load, translate_process};
-pub use self::mounts::{BlockVolume, Volume};
+pub use self::mounts::{BlockSource, BlockVolume, Volume};
 pub use self::namespaces::{Neighbours, Nobody};
 use crate::hooks::Hooks;
 
@@ -45,8 +48,10 @@ pub struct Guest {
     pub spec: Spec,
     /// What its bind mounts are backed by, in their order.
     pub volumes: Vec<Volume>,
-    /// Block devices that it mounts.
+    /// Block devices that it mounts, or has as devices.
     pub block_volumes: Vec<BlockVolume>,
+    /// Serial numbers of those that it has as devices, by their paths there.
+    pub disks: HashMap<String, String>,
     /// The namespace of the host that the machine's network is, if it exists already.
     pub network_namespace: Option<PathBuf>,
     /// What runs on the host.
@@ -73,6 +78,7 @@ pub fn translate(
         drop_labels(process);
     }
     let mut network_namespace = None;
+    let (mut block_volumes, mut disks) = (Vec::new(), HashMap::new());
     let container_maps = spec.linux().as_ref().and_then(mounts::id_maps_of);
     if let Some(linux) = spec.linux_mut() {
         linux.set_mount_label(None);
@@ -86,9 +92,7 @@ pub fn translate(
         let (namespaces, network) = namespaces::translate(asked, neighbours)?;
         linux.set_namespaces(Some(namespaces));
         network_namespace = network;
-        for device in linux.devices().iter().flatten() {
-            devices::check_device(device)?;
-        }
+        (block_volumes, disks) = place_devices(linux)?;
         if let Some(resources) = linux.resources() {
             devices::check_limits(resources)?;
         }
@@ -96,7 +100,7 @@ pub fn translate(
         // nothing there.
         linux.set_cgroups_path(Some(Path::new("/hull").join(id)));
     }
-    let (mut volumes, mut block_volumes) = (Vec::new(), Vec::new());
+    let mut volumes = Vec::new();
     for mount in spec.mounts_mut().iter_mut().flatten() {
         if let Some(volume) = mounts::volume(mount, volumes.len(), container_maps.as_ref())? {
             mount.set_source(Some(base.join("mounts").join(&volume.name)));
@@ -109,9 +113,39 @@ pub fn translate(
         spec,
         volumes,
         block_volumes,
+        disks,
         network_namespace,
         hooks,
     })
+}
+
+/// Leaves the devices that the guest has; tells which are disks.
+fn place_devices(
+    linux: &mut Linux,
+) -> Result<(Vec<BlockVolume>, HashMap<String, String>), Unsupported> {
+    let (mut kept, mut volumes, mut disks) = (Vec::new(), Vec::new(), HashMap::new());
+    for device in linux.devices().iter().flatten() {
+        match devices::place(device, linux.resources().as_ref())? {
+            Device::Left => continue,
+            Device::Guests => {}
+            Device::Disk { read_only } => {
+                let serial = mounts::serial(volumes.len());
+                let path = device.path().display().to_string();
+                disks.insert(path, serial.clone());
+                volumes.push(BlockVolume {
+                    source: BlockSource::Number {
+                        major: device.major(),
+                        minor: device.minor(),
+                    },
+                    serial,
+                    read_only,
+                });
+            }
+        }
+        kept.push(device.clone());
+    }
+    linux.set_devices(Some(kept));
+    Ok((volumes, disks))
 }
 
 /// Drops the labels of modules that the guest's kernel does not have.

@@ -21,11 +21,25 @@ pub struct Volume {
     pub sharing: Sharing,
 }
 
-/// A block device of the host that the guest mounts.
+/// How a block device of the host is named.
+#[derive(Debug, PartialEq, Eq)]
+pub enum BlockSource {
+    /// By a path.
+    Path(PathBuf),
+    /// By its numbers.
+    Number {
+        /// Major.
+        major: i64,
+        /// Minor.
+        minor: i64,
+    },
+}
+
+/// A block device of the host that becomes a disk of the machine.
 #[derive(Debug, PartialEq, Eq)]
 pub struct BlockVolume {
     /// The device on the host.
-    pub source: PathBuf,
+    pub source: BlockSource,
     /// By which the guest finds the disk.
     pub serial: String,
     /// Whether the disk cannot be written.
@@ -156,11 +170,16 @@ pub(super) fn block_volume(
             "this file system is neither the guest's own nor on a block device",
         );
     }
-    let serial = format!("volume{number}");
+    let serial = serial(number);
     mount.set_source(Some(disk_path(&serial)));
     Ok(Some(BlockVolume {
-        source,
+        source: BlockSource::Path(source),
         serial,
         read_only: has_option(mount, "ro"),
     }))
+}
+
+/// Serial number of the disk that the container's block device of this place becomes.
+pub(super) fn serial(number: usize) -> String {
+    format!("volume{number}")
 }

@@ -179,9 +179,9 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         ),
         (
             linux(
-                json!({ "devices": [ { "path": "/dev/sda", "type": "b", "major": 8, "minor": 0 } ] }),
+                json!({ "devices": [ { "path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11 } ] }),
             ),
-            "linux.devices[/dev/sda]",
+            "linux.devices[/dev/kmsg]",
         ),
         (
             linux(json!({ "namespaces": [ { "type": "ipc" }, { "type": "ipc" } ] })),
@@ -313,7 +313,7 @@ fn a_file_system_on_a_block_device_is_a_disk() {
     let guest = guest(&json!({ "mounts": mounts })).unwrap();
 
     let volume = |source: &str, serial: &str, read_only| BlockVolume {
-        source: source.into(),
+        source: BlockSource::Path(source.into()),
         serial: serial.into(),
         read_only,
     };
@@ -337,4 +337,45 @@ fn a_file_system_of_the_hosts_kernel_is_refused() {
     let error = guest(&json!({ "mounts": mounts })).unwrap_err();
 
     assert_eq!(error.field, "mounts[].type[overlay]");
+}
+
+#[test]
+fn a_block_device_of_the_host_is_a_disk_as_writable_as_the_container_may_use_it() {
+    let device = json!({ "path": "/dev/data", "type": "b", "major": 8, "minor": 16 });
+    let with = |access: &str| {
+        let linux = json!({ "devices": [device],
+            "resources": { "devices": [
+                { "allow": false, "access": "rwm" },
+                { "allow": true, "type": "b", "major": 8, "minor": 16, "access": access } ] } });
+        guest(&json!({ "linux": linux })).unwrap()
+    };
+    let disk = |read_only| BlockVolume {
+        source: BlockSource::Number {
+            major: 8,
+            minor: 16,
+        },
+        serial: "volume0".into(),
+        read_only,
+    };
+    assert_eq!(with("rwm").block_volumes, [disk(false)]);
+    assert_eq!(with("r").block_volumes, [disk(true)]);
+    assert_eq!(with("r").disks["/dev/data"], "volume0");
+}
+
+#[test]
+fn a_container_that_may_use_all_devices_gets_the_guests() {
+    let linux = json!({
+        "devices": [
+            { "path": "/dev/sda", "type": "b", "major": 8, "minor": 0 },
+            { "path": "/dev/kvm", "type": "c", "major": 10, "minor": 232 },
+            { "path": "/dev/fuse", "type": "c", "major": 10, "minor": 229 },
+        ],
+        "resources": { "devices": [ { "allow": true, "access": "rwm" } ] },
+    });
+    let guest = guest(&json!({ "linux": linux })).unwrap();
+    let value = serde_json::to_value(&guest.spec).unwrap();
+    let devices = value["linux"]["devices"].as_array().unwrap();
+    assert_eq!(devices.len(), 1, "{devices:?}");
+    assert_eq!(devices[0]["path"], "/dev/fuse");
+    assert!(guest.block_volumes.is_empty());
 }

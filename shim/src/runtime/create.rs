@@ -155,7 +155,7 @@ impl Runtime {
         let wanted = Wanted::read(request, others)?;
         if !wanted.guest.block_volumes.is_empty() {
             return Err(TaskError::Invalid(
-                "mounts of block devices are not supported in a virtual machine that runs".into(),
+                "block devices cannot be added to a virtual machine that runs".into(),
             ));
         }
         let bound = wanted.bind()?;
@@ -288,6 +288,7 @@ async fn create_in(
         container_id: request.id.clone(),
         spec: serde_json::to_vec(&guest.spec).map_err(|e| TaskError::failed(&e))?,
         stdio: MessageField::some(stdio),
+        disks: guest.disks.clone(),
         ..Default::default()
     };
     let created = sandbox.agent.create(patience(), &create).await?;

@@ -53,14 +53,14 @@ fn devices() {
             "/srv/taken",
         );
         cases.refused(
-            limit("devices of the host"),
+            limit("character devices of the host"),
             |spec| {
                 device(
                     spec,
-                    json!({ "path": "/dev/sda", "type": "b", "major": 8, "minor": 0 }),
+                    json!({ "path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11 }),
                 );
             },
-            "linux.devices[/dev/sda]",
+            "linux.devices[/dev/kmsg]",
         );
     });
 }

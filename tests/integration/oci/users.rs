@@ -47,7 +47,11 @@ fn user_namespaces() {
                     "awk '{ print $1, $2, $3 }' /proc/self/gid_map | tr '\\n' ,",
                     "0 200000 100,1000 207000 1,",
                 ),
-                fact("the process is the container's root", "id -u; id -g", "0\n0"),
+                fact(
+                    "the process is the container's root",
+                    "id -u; id -g",
+                    "0\n0",
+                ),
                 fact(
                     "ids that are not mapped are nobody's",
                     "stat -c %u:%g /bin/busybox",
