@@ -34,6 +34,7 @@ use nix::sys::stat::{self, Mode};
 use nix::unistd::{AccessFlags, Gid, Uid};
 use oci_spec::runtime::{LinuxCapabilities, Process, Spec};
 
+use super::copy_up;
 use super::mounts::Propagation;
 use super::plan::LaunchPlan;
 
@@ -48,6 +49,8 @@ const EXEC_FAILED: i32 = 1;
 enum LaunchError {
     #[error("enter the container's user namespace: {}", .0.desc())]
     UserNamespace(Errno),
+    #[error("copy what the image has at {} into the tmpfs: {source}", path.display())]
+    CopyUp { path: PathBuf, source: io::Error },
     #[error("change how the mount {} propagates: {}", path.display(), .source.desc())]
     Mount { path: PathBuf, source: Errno },
     #[error("chdir to cwd ({cwd:?}) set in config.json failed: {}", errno_text(.source))]
@@ -109,6 +112,12 @@ impl Launcher {
         if let Some(namespace) = &self.user_namespace {
             // Before anything is done for the container: as its root, not the machine's.
             setns(namespace, CloneFlags::CLONE_NEWUSER).map_err(LaunchError::UserNamespace)?;
+        }
+        for tmpfs in &self.plan.copy_ups {
+            copy_up::fill(tmpfs).map_err(|source| LaunchError::CopyUp {
+                path: tmpfs.destination.clone(),
+                source,
+            })?;
         }
         self.plan.propagations.iter().try_for_each(propagate)?;
         enter_cwd(process.cwd(), self.plan.create_cwd)?;

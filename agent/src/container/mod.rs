@@ -10,6 +10,7 @@
 //! do the work.
 
 pub mod block_volumes;
+pub mod copy_up;
 pub mod create;
 pub mod devices;
 pub mod diary;

@@ -15,6 +15,7 @@ use oci_spec::runtime::{
 };
 
 use super::block_volumes::{self, BlockVolume};
+use super::copy_up::{self, CopyUp};
 use super::devices::{self, DeviceError, Disk, Instruction};
 use super::mounts;
 use super::namespaces::{self, Neighbour, UserNamespace};
@@ -126,6 +127,8 @@ pub struct LaunchPlan {
     /// Whether to create a missing working directory, as `runc` does for an init.
     pub create_cwd: bool,
     /// What is left to do for an init's mounts.
+    pub copy_ups: Vec<CopyUp>,
+    /// And then.
     pub propagations: Vec<mounts::Propagation>,
 }
 
@@ -195,6 +198,7 @@ pub fn container(
     let network_sysctls = take_network_sysctls(&mut linux);
     let mounts = spec.mounts_mut().as_deref_mut().unwrap_or_default();
     let block_volumes = block_volumes::take(id, mounts);
+    let copy_ups = copy_up::take(mounts);
     let propagations = mounts::propagations(mounts);
     for mount in mounts {
         let options = mount.options().as_deref().map(mounts::reword);
@@ -215,6 +219,7 @@ pub fn container(
             capabilities,
             confinement: Confinement { seccomp, id_maps },
             create_cwd: true,
+            copy_ups,
             propagations,
         },
         device_filter,
@@ -246,6 +251,7 @@ pub fn exec(
             capabilities,
             confinement: confinement.clone(),
             create_cwd: false,
+            copy_ups: Vec::new(),
             propagations: Vec::new(),
         },
     })

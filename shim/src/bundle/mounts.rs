@@ -81,12 +81,6 @@ pub(super) fn volume(
     number: usize,
     container: Option<&Maps>,
 ) -> Result<Option<Volume>, Unsupported> {
-    if has_option(mount, "tmpcopyup") {
-        return unsupported(
-            "mounts[].options[tmpcopyup]",
-            "it comes with a later version",
-        );
-    }
     let id_maps = id_maps(mount, container)?;
     if !is_bind(mount) {
         return match id_maps {

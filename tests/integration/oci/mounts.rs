@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use hull_tests::command;
 use serde_json::Value;
 
-use super::{demand, fact, limit, mount, section};
+use super::{demand, fact, mount, section};
 
 #[test]
 fn mounts() {
@@ -252,10 +252,29 @@ fn options() {
                 ),
             ],
         );
-        cases.refused(
-            limit("tmpcopyup (MAY)"),
-            |spec| mount(spec, "/srv", "tmpfs", "tmpfs", &["tmpcopyup"]),
-            "mounts[].options[tmpcopyup]",
+        std::fs::write(cases.bundle.path("rootfs/srv/seed"), "tide").expect("make a file");
+        cases.inside(
+            |spec| {
+                mount(
+                    spec,
+                    "/srv",
+                    "tmpfs",
+                    "tmpfs",
+                    &["tmpcopyup", "ro", "nodev"],
+                );
+            },
+            &[
+                fact(
+                    "tmpcopyup fills a tmpfs with what it covers (MAY)",
+                    "cat /srv/seed; type /srv",
+                    "tidetmpfs",
+                ),
+                fact(
+                    "tmpcopyup and other options",
+                    "option /srv ro; option /srv nodev; touch /srv/new 2>/dev/null || echo no",
+                    "yes\nyes\nno",
+                ),
+            ],
         );
     });
 }
