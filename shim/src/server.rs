@@ -31,6 +31,7 @@ use crate::config::Config;
 use crate::container::LOST;
 use crate::events::Events;
 use crate::grouping;
+use crate::hooks::{Hooks, Subject};
 use crate::rootfs;
 use crate::runtime::Runtime;
 use crate::state_dir::StateDir;
@@ -52,7 +53,7 @@ const TASK_V3: &str = "containerd.task.v3.Task";
 pub async fn run(flags: Flags) -> anyhow::Result<()> {
     match flags.action.as_str() {
         "start" => start(&flags).await,
-        "delete" => delete(&flags),
+        "delete" => delete(&flags).await,
         "" => serve(&flags).await,
         other => bail!("unknown action {other:?}; containerd calls start and delete"),
     }
@@ -111,7 +112,7 @@ fn join_cgroup(group: &str) -> anyhow::Result<()> {
     std::fs::write(&procs, "0").with_context(|| format!("move the shim into {group}"))
 }
 
-fn delete(flags: &Flags) -> anyhow::Result<()> {
+async fn delete(flags: &Flags) -> anyhow::Result<()> {
     let config = Config::load()?;
     let bundle = match flags.bundle.as_str() {
         "" => std::env::current_dir().context("find the bundle")?,
@@ -127,7 +128,12 @@ fn delete(flags: &Flags) -> anyhow::Result<()> {
         // containerd asks, too, when the first container is deleted and its machine goes on.
         rootfs::unmount(&bundle.join("rootfs"))?;
     } else {
+        // What was deleted in order has no folder any more, and its hooks have run.
+        let was_there = state.path().exists();
         cleanup::clean_up(&state, &bundle)?;
+        if was_there {
+            run_poststop(&bundle, &flags.id).await;
+        }
     }
     if let Some(socket) = socket.filter(|_| !served) {
         remove_socket(&socket)?;
@@ -140,6 +146,20 @@ fn delete(flags: &Flags) -> anyhow::Result<()> {
     response
         .write_to_writer(&mut std::io::stdout())
         .context("answer containerd")
+}
+
+/// Runs the `poststop` hooks of a container whose shim is gone (OCI runtime-spec 1.2, runtime.md
+/// "Lifecycle", 12). Like everything about them, what fails is logged and no more.
+async fn run_poststop(bundle: &Path, id: &str) {
+    let hooks = bundle::load(bundle).map(|mut spec| Hooks::take(&mut spec));
+    if let Ok(Ok(hooks)) = hooks {
+        let subject = Subject {
+            id: id.to_owned(),
+            bundle: bundle.to_owned(),
+            pid: 0,
+        };
+        hooks.stopped(&subject).await;
+    }
 }
 
 async fn serve(flags: &Flags) -> anyhow::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use hull_tests::{Bundle, Finished, Host};
+use hull_tests::{Bundle, Finished, Host, command, wait};
 use serde_json::{Value, json};
 
 /// Runs `ls /tmp` in a container with these hooks.
@@ -62,4 +62,25 @@ fn a_hook_that_fails_before_the_container_runs_is_the_error() {
         assert!(run.stderr.contains(words), "{run:#?}");
         assert_eq!(run.stdout, "");
     }
+}
+
+#[test]
+fn a_poststop_hook_runs_even_when_the_shim_was_killed() {
+    let host = Host::take();
+    let bundle = Bundle::new(&host);
+    let log = bundle.path("log");
+    let mut spec = bundle.spec();
+    spec["process"]["args"] = json!(["/bin/sleep", "1000"]);
+    spec["hooks"] = json!({ "poststop": [bundle.hook("poststop", &appends(&log, "poststop"))] });
+    let container = bundle.container(&host, "crashed", &spec).start(&[]);
+
+    let killed = command("pkill", &["-KILL", "containerd-shim"], b"");
+    assert_eq!(killed.status, 0, "{killed:#?}");
+
+    wait::until("the hook has run", || log.exists().then_some(()));
+    assert_eq!(bundle.take_log(), ["poststop stopped"]);
+    container.wait_until_stopped();
+    let _ = host.ctr(&["task", "rm", "crashed"]);
+    let removed = host.ctr(&["container", "rm", "crashed"]);
+    assert_eq!(removed.status, 0, "{removed:#?}");
 }
