@@ -31,12 +31,13 @@ use libcontainer::workload::{
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{self, Mode};
-use nix::unistd::{AccessFlags, Gid, Uid};
+use nix::unistd::{Gid, Uid};
 use oci_spec::runtime::{LinuxCapabilities, Process, Spec};
 
 use super::copy_up;
 use super::mounts::Propagation;
 use super::plan::LaunchPlan;
+use super::program::{self, ProgramError, errno_text};
 
 /// Device number of `/dev/null` (Documentation/admin-guide/devices.txt).
 const DEV_NULL: u64 = libc::makedev(1, 3);
@@ -61,14 +62,8 @@ enum LaunchError {
     Streams(io::Error),
     #[error("unable to set uid {uid} and gid {gid}: {}", .source.desc())]
     User { uid: u32, gid: u32, source: Errno },
-    #[error("exec: {name:?}: executable file not found in $PATH")]
-    NotInPath { name: String },
-    #[error("exec: {name:?}: stat {name}: {}", errno_text(.source))]
-    Stat { name: String, source: io::Error },
-    #[error("exec: {name:?}: is a directory")]
-    Directory { name: String },
-    #[error("exec: {name:?}: permission denied")]
-    Permission { name: String },
+    #[error(transparent)]
+    Program(#[from] ProgramError),
     #[cfg(feature = "seccomp")]
     #[error("unable to load the seccomp profile: {0}")]
     Seccomp(String),
@@ -133,7 +128,7 @@ impl Launcher {
         let args = process.args().as_deref().unwrap_or_default();
         let name = args.first().map_or("", String::as_str);
         let path = value_of("PATH", process).unwrap_or_default();
-        Ok(CString::new(find_program(name, path)?)?)
+        Ok(CString::new(program::find(name, path)?)?)
     }
 
     /// Becomes the program; returns only when that fails.
@@ -301,39 +296,6 @@ fn drop_capabilities(own: &LinuxCapabilities) -> Result<(), LaunchError> {
     dropped.map_err(|error| LaunchError::Capabilities(crate::error_chain(&error)))
 }
 
-/// The program that `name` stands for, by the rules of Go's `exec.LookPath`, as runc's.
-fn find_program(name: &str, path: &str) -> Result<String, LaunchError> {
-    if name.contains('/') {
-        check_program(name)?;
-        return Ok(name.to_owned());
-    }
-    let candidates = path.split(':').map(|directory| match directory {
-        "" => format!("./{name}"),
-        directory => format!("{directory}/{name}"),
-    });
-    let mut programs = candidates.filter(|candidate| check_program(candidate).is_ok());
-    programs
-        .next()
-        .filter(|_| !name.is_empty())
-        .ok_or_else(|| LaunchError::NotInPath { name: name.into() })
-}
-
-fn check_program(path: &str) -> Result<(), LaunchError> {
-    let name = path.to_owned();
-    let stat = match fs::metadata(path) {
-        Ok(stat) => stat,
-        Err(source) => return Err(LaunchError::Stat { name, source }),
-    };
-    if stat.is_dir() {
-        return Err(LaunchError::Directory { name });
-    }
-    // Root with CAP_DAC_OVERRIDE still needs one of the three execute bits.
-    if stat.mode() & 0o111 == 0 || nix::unistd::eaccess(path, AccessFlags::X_OK).is_err() {
-        return Err(LaunchError::Permission { name });
-    }
-    Ok(())
-}
-
 /// The program's environment: the configured one, with HOME if it has none.
 fn environment(process: &Process, home: impl FnOnce(u32) -> String) -> Vec<String> {
     let mut environment = process.env().clone().unwrap_or_default();
@@ -385,18 +347,8 @@ fn c_strings<'a>(strings: impl IntoIterator<Item = &'a String>) -> Result<Vec<CS
         .collect()
 }
 
-/// The system's words for an error without Rust's "(os error 2)", in Go's lower case.
-fn errno_text(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(errno) => Errno::from_raw(errno).desc().to_lowercase(),
-        None => error.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     fn process(uid: u32, env: &str) -> Process {
@@ -404,65 +356,6 @@ mod tests {
             r#"{{"cwd": "/", "args": ["sh"], "user": {{"uid": {uid}, "gid": 0}}, "env": [{env}]}}"#
         ))
         .unwrap()
-    }
-
-    /// A directory with an executable `yes`, a plain `no` and a directory `dir`.
-    fn bin() -> tempfile::TempDir {
-        let bin = tempfile::tempdir().unwrap();
-        fs::write(bin.path().join("yes"), "").unwrap();
-        fs::set_permissions(bin.path().join("yes"), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::write(bin.path().join("no"), "").unwrap();
-        fs::create_dir(bin.path().join("dir")).unwrap();
-        bin
-    }
-
-    fn message(found: Result<String, LaunchError>) -> String {
-        found.unwrap_err().to_string()
-    }
-
-    #[test]
-    fn a_bare_name_is_found_in_path() {
-        let bin = bin();
-        let path = format!("/nonexistent:{}", bin.path().display());
-
-        let found = find_program("yes", &path).unwrap();
-
-        assert_eq!(found, format!("{}/yes", bin.path().display()));
-    }
-
-    #[test]
-    fn a_bare_name_that_cannot_be_run_is_not_found() {
-        let bin = bin();
-        let path = bin.path().to_str().unwrap();
-
-        for name in ["no", "dir", "missing", ""] {
-            assert_eq!(
-                message(find_program(name, path)),
-                format!("exec: {name:?}: executable file not found in $PATH")
-            );
-        }
-    }
-
-    #[test]
-    fn a_path_that_cannot_be_run_says_why() {
-        let bin = bin();
-        let path = |name| format!("{}/{name}", bin.path().display());
-
-        assert_eq!(
-            message(find_program(&path("missing"), "")),
-            format!(
-                "exec: {0:?}: stat {0}: no such file or directory",
-                path("missing")
-            )
-        );
-        assert_eq!(
-            message(find_program(&path("no"), "")),
-            format!("exec: {:?}: permission denied", path("no"))
-        );
-        assert_eq!(
-            message(find_program(&path("dir"), "")),
-            format!("exec: {:?}: is a directory", path("dir"))
-        );
     }
 
     #[test]

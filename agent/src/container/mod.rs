@@ -10,6 +10,7 @@
 //! do the work.
 
 pub mod block_volumes;
+pub mod capabilities;
 pub mod copy_up;
 pub mod create;
 pub mod devices;
@@ -21,6 +22,8 @@ pub mod launch;
 pub mod mounts;
 pub mod namespaces;
 pub mod plan;
+pub mod program;
+pub mod seccomp;
 mod start;
 mod state;
 pub mod user_namespace;

@@ -10,15 +10,17 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    Capabilities, Capability, Hooks, Linux, LinuxCapabilities, LinuxNamespaceType, LinuxSeccomp,
-    LinuxSeccompAction, LinuxSyscall, PosixRlimitType, Process, Spec, UserBuilder,
+    Hooks, Linux, LinuxCapabilities, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction,
+    PosixRlimitType, Process, Spec, UserBuilder,
 };
 
 use super::block_volumes::{self, BlockVolume};
+use super::capabilities;
 use super::copy_up::{self, CopyUp};
 use super::devices::{self, DeviceError, Disk, Instruction};
 use super::mounts;
 use super::namespaces::{self, Neighbour, UserNamespace};
+use super::seccomp;
 use super::user_namespace::IdMaps;
 
 /// Why a configuration is refused.
@@ -132,18 +134,6 @@ pub struct LaunchPlan {
     pub propagations: Vec<mounts::Propagation>,
 }
 
-/// What the launcher needs on top of the process's own capabilities, until it drops them: to enter
-/// the working directory and create it, hand the streams to the user, become the user, load a
-/// seccomp profile without `no_new_privs`, and shrink the bounding set.
-const LAUNCHER_CAPABILITIES: [Capability; 6] = [
-    Capability::DacOverride,
-    Capability::Chown,
-    Capability::Setuid,
-    Capability::Setgid,
-    Capability::SysAdmin,
-    Capability::Setpcap,
-];
-
 /// The cgroup of a container, relative to the hierarchy's root.
 pub fn cgroup_path(container_id: &str) -> PathBuf {
     PathBuf::from("/hull").join(container_id)
@@ -188,7 +178,7 @@ pub fn container(
     check_process(&process, terminal)?;
     let seccomp = linux.seccomp().clone();
     if let Some(profile) = &seccomp {
-        check_seccomp(profile)?;
+        seccomp::check(profile)?;
     }
     devices::renumber(&mut linux, disks);
     let resources = linux.resources().as_ref();
@@ -204,7 +194,7 @@ pub fn container(
         let options = mount.options().as_deref().map(mounts::reword);
         mount.set_options(options);
     }
-    let capabilities = capabilities(&process);
+    let capabilities = capabilities::of(&process);
 
     linux
         .set_seccomp(None)
@@ -243,7 +233,7 @@ pub fn exec(
         source,
     })?;
     check_process(&process, terminal)?;
-    let capabilities = capabilities(&process);
+    let capabilities = capabilities::of(&process);
     Ok(ExecPlan {
         process: without_launch(&process, &capabilities),
         launch: LaunchPlan {
@@ -302,47 +292,6 @@ fn take_network_sysctls(linux: &mut Linux) -> HashMap<String, String> {
     network
 }
 
-fn check_seccomp(profile: &LinuxSeccomp) -> Result<(), PlanError> {
-    let rules = profile.syscalls().as_deref().unwrap_or_default();
-    for rule in rules {
-        if rule.names().is_empty() {
-            return Err(PlanError::Missing("linux.seccomp.syscalls[].names"));
-        }
-        check_errno("errnoRet", rule.action(), rule.errno_ret())?;
-    }
-    check_errno(
-        "defaultErrnoRet",
-        profile.default_action(),
-        profile.default_errno_ret(),
-    )?;
-    if !cfg!(feature = "seccomp") {
-        return Err(PlanError::Unsupported(
-            "a seccomp profile (this agent was built without libseccomp)",
-        ));
-    }
-    let mut actions = rules.iter().map(LinuxSyscall::action);
-    if profile.default_action() == LinuxSeccompAction::ScmpActNotify
-        || actions.any(|action| action == LinuxSeccompAction::ScmpActNotify)
-    {
-        return Err(PlanError::Unsupported(
-            "the seccomp action SCMP_ACT_NOTIFY (its listener is a socket of the host)",
-        ));
-    }
-    Ok(())
-}
-
-fn check_errno(
-    field: &'static str,
-    action: LinuxSeccompAction,
-    errno: Option<u32>,
-) -> Result<(), PlanError> {
-    use LinuxSeccompAction::{ScmpActErrno, ScmpActTrace};
-    match (action, errno) {
-        (ScmpActErrno | ScmpActTrace, _) | (_, None) => Ok(()),
-        (action, Some(_)) => Err(PlanError::Errno { field, action }),
-    }
-}
-
 /// The process as libcontainer is to see it: root in `/`, with what the launcher needs.
 fn without_launch(process: &Process, capabilities: &LinuxCapabilities) -> Process {
     let mut user = UserBuilder::default().uid(0_u32).gid(0_u32);
@@ -357,43 +306,14 @@ fn without_launch(process: &Process, capabilities: &LinuxCapabilities) -> Proces
         // for one with getpwuid(3), which would load libraries that the container's
         // nsswitch.conf names into a process that still has every capability.
         .set_env(Some(vec!["HOME=/".into()]))
-        .set_capabilities(Some(for_launcher(capabilities)));
+        .set_capabilities(Some(capabilities::for_launcher(capabilities)));
     process
-}
-
-/// The process's capabilities. A set that is not given is empty, as with runc; to libcontainer it
-/// would be whatever there is.
-fn capabilities(process: &Process) -> LinuxCapabilities {
-    let given = process.capabilities().as_ref();
-    let set = |of: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
-        Some(given.and_then(|sets| of(sets).clone()).unwrap_or_default())
-    };
-    let mut all = LinuxCapabilities::default();
-    all.set_bounding(set(LinuxCapabilities::bounding))
-        .set_effective(set(LinuxCapabilities::effective))
-        .set_permitted(set(LinuxCapabilities::permitted))
-        .set_inheritable(set(LinuxCapabilities::inheritable))
-        .set_ambient(set(LinuxCapabilities::ambient));
-    all
-}
-
-fn for_launcher(own: &LinuxCapabilities) -> LinuxCapabilities {
-    let with_launcher = |set: &Option<Capabilities>| {
-        let mut set = set.clone().unwrap_or_default();
-        set.extend(LAUNCHER_CAPABILITIES);
-        Some(set)
-    };
-    let mut all = own.clone();
-    all.set_bounding(with_launcher(own.bounding()))
-        .set_effective(with_launcher(own.permitted()))
-        .set_permitted(with_launcher(own.permitted()))
-        .set_inheritable(None)
-        .set_ambient(None);
-    all
 }
 
 #[cfg(test)]
 mod tests {
+    use oci_spec::runtime::{Capabilities, Capability};
+
     use super::*;
 
     /// A small `config.json` with `extra` in its `linux` object.
@@ -434,7 +354,7 @@ mod tests {
         assert_eq!(theirs.cwd(), &PathBuf::from("/"));
         assert_eq!(theirs.env(), &Some(vec!["HOME=/".into()]));
         let permitted = theirs.capabilities().clone().unwrap().permitted().clone();
-        assert_eq!(permitted.unwrap().len(), 1 + LAUNCHER_CAPABILITIES.len());
+        assert_eq!(permitted.unwrap().len(), 1 + capabilities::LAUNCHER.len());
         let ours = plan.launch.process;
         assert_eq!((ours.user().uid(), ours.user().gid()), (1000, 100));
         assert_eq!(ours.cwd(), &PathBuf::from("/srv"));
@@ -448,18 +368,6 @@ mod tests {
 
         let linux = plan.spec.linux().clone().unwrap();
         assert_eq!(linux.cgroups_path(), &Some(PathBuf::from("/hull/c1")));
-    }
-
-    #[test]
-    fn a_seccomp_listener_is_refused() {
-        let config = config(
-            r#""seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
-                {"names": ["mount"], "action": "SCMP_ACT_NOTIFY"}]}"#,
-        );
-
-        let error = plan("c1", &config, false).unwrap_err();
-
-        assert!(matches!(error, PlanError::Unsupported(_)));
     }
 
     #[test]
