@@ -79,6 +79,7 @@ where
         host,
         containers: Containers::new(host, reaper, Arc::clone(&events)),
         shares: Arc::new(Shares::default()),
+        network: Arc::default(),
         events,
         stopped: Arc::clone(&stopped),
     };

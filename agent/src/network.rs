@@ -14,6 +14,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use tokio::sync::Mutex;
 
 /// Why the network is not as it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -37,16 +38,87 @@ pub enum NetworkError {
     },
 }
 
-/// Does what a request asks for. What is there already stays.
-///
-/// # Errors
-/// All of `NetworkError`; what was done before it stays.
-pub async fn configure(request: &NetworkRequest) -> Result<(), NetworkError> {
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
-    let served = tokio::spawn(connection);
-    let configured = configure_with(&handle, request).await;
-    served.abort();
-    configured
+/// The network as the host has described it last.
+#[derive(Default)]
+pub struct Network {
+    /// Held over a change: one after the other.
+    last: Mutex<NetworkRequest>,
+}
+
+impl Network {
+    /// Makes the cards what a request describes, and undoes what an earlier one described and this
+    /// one does not. What the container has made itself stays. Neighbours go with their interface.
+    ///
+    /// # Errors
+    /// All of `NetworkError`; what was done before it stays.
+    pub async fn configure(&self, request: &NetworkRequest) -> Result<(), NetworkError> {
+        let mut last = self.last.lock().await;
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
+        let served = tokio::spawn(connection);
+        undo(&handle, &last, request).await;
+        let configured = configure_with(&handle, request).await;
+        served.abort();
+        last.clone_from(request);
+        configured
+    }
+}
+
+/// Undoes what `last` has and `next` has not. What is not there any more needs no undoing.
+async fn undo(handle: &Handle, last: &NetworkRequest, next: &NetworkRequest) {
+    let Ok(links) = handle.link().get().execute().try_collect().await else {
+        return;
+    };
+    let links: Vec<LinkMessage> = links;
+    let index = |name: &str| {
+        let interface = last.interfaces.iter().find(|it| it.name == name)?;
+        index_of(&links, interface).ok()
+    };
+    for route in last.routes.iter().filter(|it| !next.routes.contains(it)) {
+        let message = index(&route.interface).map(|index| route_message(index, route));
+        if let Some(Ok(message)) = message {
+            let _ = handle.route().del(message).execute().await;
+        }
+    }
+    for interface in &last.interfaces {
+        let Ok(index) = index_of(&links, interface) else {
+            continue;
+        };
+        let same_card = |it: &&Interface| it.card == interface.card;
+        let kept = next.interfaces.iter().find(same_card);
+        let stays = |address: &String| kept.is_some_and(|it| it.addresses.contains(address));
+        for address in interface.addresses.iter().filter(|it| !stays(it)) {
+            remove_address(handle, index, address).await;
+        }
+        if kept.is_none() {
+            take_down(handle, index, interface).await;
+        }
+    }
+}
+
+async fn remove_address(handle: &Handle, index: u32, address: &str) {
+    let Ok((ip, length)) = prefix(address) else {
+        return;
+    };
+    let mut request = handle.address().get();
+    request = request.set_link_index_filter(index).set_address_filter(ip);
+    let found: Result<Vec<_>, _> = request.execute().try_collect().await;
+    for message in found.unwrap_or_default() {
+        if message.header.prefix_len == length {
+            let _ = handle.address().del(message).execute().await;
+        }
+    }
+}
+
+/// A card that is no interface any more gets its own address back, by which it is found, and a name
+/// that is in nobody's way.
+async fn take_down(handle: &Handle, index: u32, interface: &Interface) {
+    let down = LinkUnspec::new_with_index(index).down();
+    let _ = handle.link().set(down.build()).execute().await;
+    if let Ok(mac) = hardware_address(&interface.card) {
+        let name = format!("unused{index}");
+        let idle = LinkUnspec::new_with_index(index).name(&name).address(mac);
+        let _ = handle.link().set(idle.build()).execute().await;
+    }
 }
 
 /// Moves every network card of the machine into another namespace, as it is.
@@ -145,11 +217,11 @@ async fn bring_up(handle: &Handle, index: u32, interface: &Interface) -> Result<
     Ok(())
 }
 
-async fn add_route(handle: &Handle, index: u32, route: &Route) -> Result<(), NetworkError> {
+fn route_message(index: u32, route: &Route) -> Result<RouteMessage, NetworkError> {
     let (destination, length) = prefix(&route.destination)?;
     let gateway = optional_ip(&route.gateway)?;
     let source = optional_ip(&route.source)?;
-    let message = match (destination, gateway, source) {
+    Ok(match (destination, gateway, source) {
         (IpAddr::V4(to), None | Some(IpAddr::V4(_)), None | Some(IpAddr::V4(_))) => {
             let mut builder = RouteMessageBuilder::<Ipv4Addr>::new()
                 .destination_prefix(to, length)
@@ -182,7 +254,11 @@ async fn add_route(handle: &Handle, index: u32, route: &Route) -> Result<(), Net
                 "gateway of this route",
             ));
         }
-    };
+    })
+}
+
+async fn add_route(handle: &Handle, index: u32, route: &Route) -> Result<(), NetworkError> {
+    let message = route_message(index, route)?;
     let added = handle.route().add(message).replace().execute().await;
     added.map_err(kernel(&format!("add the route to {}", route.destination)))
 }

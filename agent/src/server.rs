@@ -23,7 +23,7 @@ use crate::error_chain;
 use crate::events::Events;
 use crate::forward::{self, ForwardError, Protocol};
 use crate::host::Host;
-use crate::network;
+use crate::network::Network;
 use crate::shares::Shares;
 use crate::stdio::{Ports, StdioError};
 
@@ -36,6 +36,8 @@ pub struct Service {
     pub containers: Containers,
     /// The host's directories.
     pub shares: Arc<Shares>,
+    /// The network cards.
+    pub network: Arc<Network>,
     /// What happened.
     pub events: Arc<Events>,
     /// Told once everything is stopped.
@@ -170,7 +172,7 @@ impl Agent for Service {
     }
 
     async fn configure(&self, _: &TtrpcContext, req: NetworkRequest) -> ttrpc::Result<Empty> {
-        match network::configure(&req).await {
+        match self.network.configure(&req).await {
             Ok(()) => Ok(Empty::default()),
             Err(error) => Err(internal(error)),
         }

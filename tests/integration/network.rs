@@ -97,6 +97,64 @@ fn a_container_has_the_interfaces_of_its_namespace() {
     );
 }
 
+#[test]
+fn a_running_container_is_connected_to_networks_and_disconnected() {
+    let host = Host::take();
+    let namespace = Namespace::with_veth("hull-test");
+    let container = host
+        .container("connected")
+        .options(&["--with-ns", &namespace.option()])
+        .start(&["sleep", "1000"]);
+    let shows = |what: &str, words: &[&str], accept: &dyn Fn(&str) -> bool| {
+        wait::until(what, || {
+            let seen = container.exec("look", words);
+            accept(&seen.stdout).then_some(seen.stdout)
+        })
+    };
+
+    // As dockerd connects one: an interface comes under another name, and is set up in steps.
+    for words in [
+        "link add other-end type veth peer name tmp0",
+        "addr add 198.18.0.1/24 dev other-end",
+        "link set other-end up",
+        "link set tmp0 netns hull-test",
+        "-n hull-test link set tmp0 name eth8 address 02:00:5e:10:00:08",
+        "-n hull-test addr add 198.18.0.8/24 dev eth8",
+        "-n hull-test link set eth8 up",
+    ] {
+        ip(words);
+    }
+    shows(
+        "the second interface",
+        &["ip", "addr", "show", "eth8"],
+        &|said| said.contains("198.18.0.8/24") && said.contains("02:00:5e:10:00:08"),
+    );
+    let ping = container.exec("ping", &["ping", "-c", "1", "-W", "10", "198.18.0.1"]);
+    assert_eq!(ping.status, 0, "{ping:#?}");
+
+    ip("-n hull-test route del default via 192.0.2.1");
+    ip("-n hull-test route add default via 198.18.0.1");
+    ip("-n hull-test addr add 192.0.2.8/24 dev eth7");
+    ip("-n hull-test addr del 192.0.2.7/24 dev eth7");
+    shows("the new gateway", &["ip", "route"], &|said| {
+        said.contains("default via 198.18.0.1 dev eth8") && !said.contains("via 192.0.2.1")
+    });
+    shows(
+        "the new address",
+        &["ip", "addr", "show", "eth7"],
+        &|said| said.contains("192.0.2.8/24") && !said.contains("192.0.2.7/24"),
+    );
+
+    ip("link del other-end");
+    let said = shows("the interface is gone", &["ip", "addr"], &|said| {
+        !said.contains("eth8") && !said.contains("198.18.0.8")
+    });
+    assert!(said.contains("192.0.2.8/24"), "{said}");
+    container.kill("SIGKILL");
+    container.wait_until_stopped();
+    container.remove();
+}
+
 fn command_in(namespace: &Namespace, words: &str) -> Finished {
     let words = format!("netns exec {} {words}", namespace.0);
     let words: Vec<&str> = words.split(' ').collect();

@@ -6,7 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use agent_protocol as agent;
 use futures::{Stream, TryStreamExt};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
@@ -34,6 +36,21 @@ impl Interface {
     /// Its MTU in bytes.
     pub(super) fn mtu(&self) -> u32 {
         self.mtu
+    }
+
+    /// The same for the agent, for which it is a card.
+    fn described(&self, number: usize) -> agent::Interface {
+        let addresses = self.addresses.iter();
+        agent::Interface {
+            card: card(number).to_string(),
+            name: self.name.clone(),
+            mac: self.mac.to_string(),
+            mtu: self.mtu,
+            addresses: addresses
+                .map(|(ip, length)| format!("{ip}/{length}"))
+                .collect(),
+            ..Default::default()
+        }
     }
 }
 
@@ -78,20 +95,14 @@ pub(super) async fn inspect(handle: &Handle) -> Result<Network, NetworkError> {
 }
 
 impl Network {
-    /// The same for the agent: the interfaces in the order of the cards.
-    pub(super) fn configuration(&self) -> agent::NetworkRequest {
-        let interface = |(number, of): (usize, &Interface)| agent::Interface {
-            card: card(number).to_string(),
-            name: of.name.clone(),
-            mac: of.mac.to_string(),
-            mtu: of.mtu,
-            addresses: (of.addresses.iter())
-                .map(|(ip, length)| format!("{ip}/{length}"))
-                .collect(),
-            ..Default::default()
+    /// The same for the agent; `cards` says which interface, by its number, is which card.
+    pub(super) fn configuration(&self, cards: &[Option<u32>]) -> agent::NetworkRequest {
+        let interface = |of: &Interface| {
+            let number = cards.iter().position(|card| *card == Some(of.index))?;
+            Some(of.described(number))
         };
         agent::NetworkRequest {
-            interfaces: self.interfaces.iter().enumerate().map(interface).collect(),
+            interfaces: self.interfaces.iter().filter_map(interface).collect(),
             routes: self.routes.clone(),
             neighbours: self.neighbours.clone(),
             ..Default::default()
@@ -126,6 +137,10 @@ fn interface(link: &LinkMessage) -> Option<Interface> {
         match attribute {
             LinkAttribute::IfName(name) => found.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => found.mtu = *mtu,
+            // A tap, of ours or of somebody's: what leads to it is another interface.
+            LinkAttribute::LinkInfo(info) if info.contains(&LinkInfo::Kind(InfoKind::Tun)) => {
+                return None;
+            }
             LinkAttribute::Address(mac) => {
                 found.mac = MacAddress(mac.as_slice().try_into().ok()?);
             }

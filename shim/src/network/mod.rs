@@ -7,8 +7,10 @@
 //! CNI and dockerd make a container's interfaces when its task exists and before it is started, in
 //! the namespace of the task's pid. So the machine boots with cards that have no cable; Start looks
 //! at the namespace, plugs a tap into a card for each interface it finds, and has the agent give
-//! the card that interface's name, addresses, routes and neighbours.
+//! the card that interface's name, addresses, routes and neighbours. From then on the kernel tells
+//! when something has changed there (`follow`), and it looks again.
 
+mod follow;
 mod inspect;
 mod namespace;
 mod redirect;
@@ -18,15 +20,20 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agent_protocol::{self as agent, AgentClient};
 use log::warn;
+use tokio::sync::Mutex;
+use tokio::task::AbortHandle;
 use vmm_control::{MacAddress, Nic};
 
 use crate::error::{TaskError, chain};
 use crate::vmm_process::Control;
+
+/// What the taps are called; the kernel counts.
+const TAPS: &str = "hull%d";
 
 /// Cards of every machine: how many interfaces a container can have.
 pub const CARDS: usize = 4;
@@ -79,14 +86,27 @@ pub struct Cards {
     namespace: Arc<File>,
     control: Control,
     agent: AgentClient,
-    /// Interfaces that lead to a tap, by their numbers.
-    redirected: Arc<Mutex<Vec<u32>>>,
+    /// What the cards are. One looks at the namespace at a time.
+    plugged: Arc<Mutex<Plugged>>,
+    /// Looks again at each change, until it is aborted.
+    follower: Arc<StdMutex<Option<AbortHandle>>>,
 }
 
-/// Taps, each for the card of its place, and what the agent is to make of the cards.
+/// What the cards are by now.
 #[derive(Debug, Default)]
 struct Plugged {
-    taps: Vec<OwnedFd>,
+    /// For each card the interface that leads to its tap, by its number.
+    interfaces: [Option<u32>; CARDS],
+    /// What the agent was told last.
+    told: agent::NetworkRequest,
+}
+
+/// What a look at the namespace has found to be done.
+#[derive(Debug, Default)]
+struct Change {
+    /// Taps, each with its card.
+    taps: Vec<(usize, OwnedFd)>,
+    /// What the agent is to make of the cards.
     configuration: agent::NetworkRequest,
 }
 
@@ -103,7 +123,8 @@ impl Cards {
             namespace: namespace.into(),
             control,
             agent,
-            redirected: Arc::default(),
+            plugged: Arc::default(),
+            follower: Arc::default(),
         })
     }
 
@@ -113,35 +134,69 @@ impl Cards {
         &self.namespace
     }
 
-    /// Makes them the interfaces that are in the namespace by now.
+    /// Makes them the interfaces that are in the namespace by now, and follows what becomes of those.
     ///
     /// # Errors
     /// When there are more interfaces than cards, or kernel, VMM or agent refuse.
     pub async fn connect(&self) -> Result<(), TaskError> {
-        let plugged = self.plug().await.map_err(|e| TaskError::failed(&e))?;
-        if plugged.taps.is_empty() {
+        // The host's own interfaces are never taken from it.
+        if namespace::is_own(&self.namespace).map_err(|e| TaskError::failed(&e))? {
             return Ok(());
         }
-        for (card, tap) in plugged.taps.iter().enumerate() {
-            let sent = self.control.plug(card, tap);
+        // Subscribed before the first look: no change is missed.
+        let changes = follow::changes(&self.namespace)
+            .await
+            .map_err(|e| TaskError::failed(&e))?;
+        self.refresh().await?;
+        let cards = self.clone();
+        let follower = tokio::spawn(async move { cards.follow(changes).await });
+        *self.follower() = Some(follower.abort_handle());
+        Ok(())
+    }
+
+    /// Looks again at each change.
+    async fn follow(&self, mut changes: follow::Changes) {
+        while changes.next().await.is_some() {
+            if let Err(e) = self.refresh().await {
+                warn!("follow the network: {e}");
+            }
+        }
+    }
+
+    /// Makes the cards what the namespace has now.
+    async fn refresh(&self) -> Result<(), TaskError> {
+        let mut plugged = self.plugged.lock().await;
+        let before = plugged.interfaces;
+        let looked = namespace::within(&self.namespace, move || look(before)).await;
+        let (interfaces, change) = looked.map_err(|e| TaskError::failed(&e))?;
+        // Noted first: what is half made when the rest fails is given back, too.
+        plugged.interfaces = interfaces;
+        let change = change.map_err(|e| TaskError::failed(&e))?;
+        for (card, tap) in &change.taps {
+            let sent = self.control.plug(*card, tap);
             sent.map_err(|e| TaskError::failed(&e))?;
         }
-        let context = ttrpc::context::with_duration(CONFIGURE_PATIENCE);
-        self.agent
-            .configure(context, &plugged.configuration)
-            .await?;
+        if change.configuration != plugged.told {
+            let context = ttrpc::context::with_duration(CONFIGURE_PATIENCE);
+            self.agent.configure(context, &change.configuration).await?;
+            plugged.told = change.configuration;
+        }
         Ok(())
     }
 
     /// Gives the interfaces back to the namespace, which may outlive the machine.
     pub async fn disconnect(&self) {
-        let redirected = std::mem::take(&mut *self.redirected());
-        if redirected.is_empty() {
+        if let Some(follower) = self.follower().take() {
+            follower.abort();
+        }
+        let interfaces = std::mem::take(&mut self.plugged.lock().await.interfaces);
+        let interfaces: Vec<u32> = interfaces.into_iter().flatten().collect();
+        if interfaces.is_empty() {
             return;
         }
         let given_back = namespace::within(&self.namespace, || async move {
             let handle = namespace::netlink()?;
-            for index in redirected {
+            for index in interfaces {
                 // It may be gone: engines take the interface away when the task is over.
                 redirect::end(&handle, index).await;
             }
@@ -152,44 +207,58 @@ impl Cards {
         }
     }
 
-    /// Looks at the namespace and connects each of its interfaces to a tap.
-    async fn plug(&self) -> Result<Plugged, NetworkError> {
-        // The host's own interfaces are never taken from it.
-        if namespace::is_own(&self.namespace)? {
-            return Ok(Plugged::default());
-        }
-        let cards = self.clone();
-        namespace::within(&self.namespace, || async move {
-            let handle = namespace::netlink()?;
-            let network = inspect::inspect(&handle).await?;
-            if network.interfaces.len() > CARDS {
-                return Err(NetworkError::TooMany(network.interfaces.len()));
-            }
-            let mut taps = Vec::new();
-            for (number, interface) in network.interfaces.iter().enumerate() {
-                let name = format!("hull{number}");
-                let tap = tap::create(&name).map_err(|source| NetworkError::Tap {
-                    interface: interface.name.clone(),
-                    source,
-                })?;
-                // Noted first: what is half made when it fails is given back, too.
-                cards.redirected().push(interface.index);
-                redirect::connect(&handle, interface, &name).await?;
-                taps.push(tap);
-            }
-            Ok(Plugged {
-                taps,
-                configuration: network.configuration(),
-            })
-        })
-        .await
+    fn follower(&self) -> MutexGuard<'_, Option<AbortHandle>> {
+        let locked = self.follower.lock();
+        locked.unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn redirected(&self) -> MutexGuard<'_, Vec<u32>> {
-        self.redirected
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+/// Looks at the namespace that this thread is in, and connects each interface that is new to a tap.
+/// Tells what each card is then, whether all went well or not.
+async fn look(
+    mut cards: [Option<u32>; CARDS],
+) -> Result<([Option<u32>; CARDS], Result<Change, NetworkError>), NetworkError> {
+    let handle = namespace::netlink()?;
+    let network = inspect::inspect(&handle).await?;
+    let is_there = |index: u32| network.interfaces.iter().any(|it| it.index == index);
+    for card in &mut cards {
+        // Its tap is replaced when the card is used again.
+        *card = card.filter(|&index| is_there(index));
     }
+    let mut taps = Vec::new();
+    for interface in &network.interfaces {
+        if cards.contains(&Some(interface.index)) {
+            continue;
+        }
+        let Some(card) = cards.iter().position(Option::is_none) else {
+            let error = NetworkError::TooMany(network.interfaces.len());
+            return Ok((cards, Err(error)));
+        };
+        cards[card] = Some(interface.index);
+        match plug(&handle, interface).await {
+            Ok(tap) => taps.push((card, tap)),
+            Err(error) => return Ok((cards, Err(error))),
+        }
+    }
+    let configuration = network.configuration(&cards);
+    let change = Change {
+        taps,
+        configuration,
+    };
+    Ok((cards, Ok(change)))
+}
+
+/// A tap to which all leads that arrives at the interface.
+async fn plug(
+    handle: &rtnetlink::Handle,
+    interface: &inspect::Interface,
+) -> Result<OwnedFd, NetworkError> {
+    let (tap, name) = tap::create(TAPS).map_err(|source| NetworkError::Tap {
+        interface: interface.name.clone(),
+        source,
+    })?;
+    redirect::connect(handle, interface, &name).await?;
+    Ok(tap)
 }
 
 /// The cards that a machine boots with.

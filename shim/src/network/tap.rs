@@ -7,16 +7,16 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::libc;
 
-nix::ioctl_write_ptr_bad!(
-    /// `TUNSETIFF` of `linux/if_tun.h`.
+nix::ioctl_readwrite_bad!(
+    /// `TUNSETIFF` of `linux/if_tun.h`, which gives the name back.
     tun_set_iff,
     libc::TUNSETIFF,
     libc::ifreq
 );
 
-/// Makes a tap of that name in this thread's namespace, as hull-vmm takes it. It is gone with its
-/// last descriptor.
-pub(super) fn create(name: &str) -> io::Result<OwnedFd> {
+/// Makes a tap in this thread's namespace, as hull-vmm takes it, and tells its name: `name`, with a
+/// number for `%d`. It is gone with its last descriptor.
+pub(super) fn create(name: &str) -> io::Result<(OwnedFd, String)> {
     let tun = OpenOptions::new()
         .read(true)
         .write(true)
@@ -32,7 +32,10 @@ pub(super) fn create(name: &str) -> io::Result<OwnedFd> {
     }
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     request.ifr_ifru.ifru_flags = i16::try_from(flags).expect("these flags are a short");
-    // SAFETY: the descriptor is open, and TUNSETIFF reads one `ifreq`, which `request` is.
-    unsafe { tun_set_iff(tun.as_raw_fd(), &raw const request) }?;
-    Ok(tun.into())
+    // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one `ifreq`, which `request` is.
+    unsafe { tun_set_iff(tun.as_raw_fd(), &raw mut request) }?;
+    let given = request.ifr_name.iter().take_while(|&&byte| byte != 0);
+    let given: Vec<u8> = given.map(|byte| byte.cast_unsigned()).collect();
+    let given = String::from_utf8(given).map_err(io::Error::other)?;
+    Ok((tun.into(), given))
 }
