@@ -28,6 +28,10 @@ pub fn check(config: &Config) -> Vec<Finding> {
         finding("shim", shim(&std::env::var("PATH").unwrap_or_default())),
         finding("cgroups", cgroups(Path::new("/sys/fs/cgroup"))),
         finding("state", state(&config.state)),
+        finding(
+            "jail",
+            jail(Path::new("/proc/sys/user/max_user_namespaces")),
+        ),
     ]
 }
 
@@ -81,6 +85,19 @@ fn cgroups(root: &Path) -> Result<String, String> {
     }
 }
 
+/// hull-vmm runs in a user namespace of its own, or not at all (docs/security.md).
+fn jail(sysctl: &Path) -> Result<String, String> {
+    let limit = std::fs::read_to_string(sysctl).unwrap_or_default();
+    match limit.trim().parse::<u64>() {
+        Ok(1..) => Ok("user namespaces can be made".to_owned()),
+        Ok(0) => Err("the sysctl user.max_user_namespaces is 0; set it higher".to_owned()),
+        Err(_) => Err(format!(
+            "no {}; the host's kernel needs CONFIG_USER_NS",
+            sysctl.display()
+        )),
+    }
+}
+
 fn state(path: &Path) -> Result<String, String> {
     match std::fs::create_dir_all(path) {
         Ok(()) => Ok(format!("{} can be written", path.display())),
@@ -105,6 +122,8 @@ mod tests {
         assert!(shim("/no/such").unwrap_err().contains("PATH"));
         let error = cgroups(Path::new("/no/such")).unwrap_err();
         assert!(error.contains("unified_cgroup_hierarchy"), "{error}");
+        let error = jail(Path::new("/no/such")).unwrap_err();
+        assert!(error.contains("CONFIG_USER_NS"), "{error}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `/etc/hull/config.toml`: where things are and how large a machine is.
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -35,6 +36,40 @@ pub struct Config {
     /// Writes what the guest's kernel says to `console.log` in the sandbox's state, and slows it
     /// down.
     pub debug_console: bool,
+    /// What holds a machine's processes.
+    pub jail: Jail,
+}
+
+/// What holds a machine's processes (docs/security.md).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Jail {
+    /// The first of the users that machines run as: one each, which nobody else on the host is.
+    pub first_uid: u32,
+    /// How many there are: as many machines can run.
+    pub uids: u32,
+    /// Lets no other process run on a core beside a machine's threads.
+    pub core_scheduling: bool,
+}
+
+impl Jail {
+    /// The users.
+    #[must_use]
+    pub fn users(&self) -> Range<u32> {
+        self.first_uid..self.first_uid.saturating_add(self.uids)
+    }
+}
+
+impl Default for Jail {
+    fn default() -> Self {
+        Self {
+            // Neither people's, nor systemd's dynamic users, nor in a container's usual ranges
+            // (systemd's UIDS-GIDS.md: unused).
+            first_uid: 2_000_000_000,
+            uids: 65_536,
+            core_scheduling: false,
+        }
+    }
 }
 
 impl Default for Config {
@@ -48,6 +83,7 @@ impl Default for Config {
             vcpus: 1,
             memory_mib: 512,
             debug_console: false,
+            jail: Jail::default(),
         }
     }
 }
@@ -104,6 +140,16 @@ impl Config {
                 config.memory_mib
             )));
         }
+        let users = config.jail.users();
+        // The last two numbers mean "no user" to the kernel.
+        if users.start == 0 || users.is_empty() || users.end > u32::MAX - 1 {
+            return Err(invalid(format!(
+                "jail.first_uid and jail.uids are {} and {}, which are not users 1 to {}",
+                config.jail.first_uid,
+                config.jail.uids,
+                u32::MAX - 2
+            )));
+        }
         Ok(config)
     }
 }
@@ -142,6 +188,10 @@ mod tests {
             ("vcpus = 65", "vcpus is 65"),
             ("memory_mib = 64", "memory_mib is 64"),
             ("vcpus = \"two\"", "config.toml"),
+            ("jail.first_uid = 0", "jail.first_uid"),
+            ("jail.uids = 0", "jail.uids"),
+            ("jail.first_uid = 4294967290", "not users 1 to"),
+            ("jail.off = true", "off"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(reason) && !error.contains('\n'), "{error}");

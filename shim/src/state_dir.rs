@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! processes      "PID START-TIME" of each process started for the sandbox, a line each
+//! user           what hull-vmm runs as
 //! shared/        what virtiofsd shows the guest
 //!   ID/rootfs        the container's root file system, bind-mounted
 //!   ID/mounts/N      its volumes, bind-mounted

@@ -1,11 +1,17 @@
 //! Processes that have to be there as long as their sandbox is.
 
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::time::Duration;
 
+use nix::libc;
 use tokio::process::Child;
 use tokio::sync::watch;
 
 use crate::log_lines::{self, LastLine};
+
+/// How long the last line of a process that has ended is waited for.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Why a sandbox is over, once it is: the first reason that anyone gives.
 #[derive(Debug, Clone)]
@@ -62,10 +68,11 @@ impl Supervised {
     pub fn new(name: &'static str, mut child: Child) -> Self {
         let pid = child.id().unwrap_or_default();
         let last_line = LastLine::default();
-        if let Some(stderr) = child.stderr.take() {
+        let last_words = child.stderr.take().map(|stderr| {
             let last = last_line.clone();
-            tokio::spawn(async move { log_lines::copy(name, stderr, &last).await });
-        }
+            tokio::spawn(async move { log_lines::copy(name, stderr, &last).await })
+        });
+        let last = last_line.clone();
         let (kill, mut killed) = watch::channel(false);
         let (over, status) = watch::channel(None);
         tokio::spawn(async move {
@@ -77,7 +84,17 @@ impl Supervised {
                     child.wait().await
                 }
             };
-            let ended = ended.map_or_else(|e| e.to_string(), |status| status.to_string());
+            let ended = match ended {
+                Ok(status) if status.signal() == Some(libc::SIGSYS) => {
+                    // Which call it was stands in its last line, on its way here.
+                    if let Some(last_words) = last_words {
+                        let _ = tokio::time::timeout(LAST_WORDS, last_words).await;
+                    }
+                    stopped_by_filter(status, &last.get())
+                }
+                Ok(status) => status.to_string(),
+                Err(e) => e.to_string(),
+            };
             let _ = over.send(Some(format!("{name} ended: {ended}")));
         });
         Self {
@@ -107,6 +124,16 @@ impl Supervised {
             self.ended().await;
         }
     }
+}
+
+/// A process that made a system call which its filter does not let through.
+fn stopped_by_filter(status: ExitStatus, last_line: &str) -> String {
+    let mut text = format!("stopped by its system-call filter, {status}");
+    if !last_line.is_empty() {
+        text.push_str(": ");
+        text.push_str(last_line);
+    }
+    text
 }
 
 /// Waits until the value is true, or nobody can make it so any more.
@@ -146,6 +173,19 @@ mod tests {
         assert_eq!(supervised.last_line.get(), "low tide");
         // There is nothing to wait for any more.
         supervised.end(Duration::from_secs(1000)).await;
+    }
+
+    #[tokio::test]
+    async fn a_process_that_its_filter_stopped_is_told_with_its_last_line() {
+        let child = Command::new("sh")
+            .args(["-c", "echo call 41 >&2; kill -SYS $$"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let ended = Supervised::new("tide", child).ended().await;
+        let expected = "tide ended: stopped by its system-call filter, signal: 31 (SIGSYS)";
+        assert!(ended.starts_with(expected), "{ended}");
+        assert!(ended.ends_with(": call 41"), "{ended}");
     }
 
     #[tokio::test]

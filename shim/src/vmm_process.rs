@@ -1,4 +1,5 @@
-//! The VMM: started in the sandbox's network namespace, and spoken to over its control socket.
+//! The VMM: started in the sandbox's network namespace and in a pid namespace of its own, and spoken
+//! to over its control socket. The rest of its jail it enters itself, before it reads from there.
 //!
 //! Its process keeps the namespace alive, and its pid is the one that containerd is told: dockerd
 //! finds the container's network at `/proc/PID/ns/net`.
@@ -17,6 +18,8 @@ use tokio::process::{Child, Command};
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use vmm_control::{Channel, Event, ReceiveError, Request, SendError, VmConfig};
 
+use crate::spawn::spawn_from_thread;
+
 /// Events that may wait: a VMM that says more is itself made to wait.
 const BACKLOG: usize = 64;
 
@@ -32,6 +35,9 @@ pub enum VmmError {
         #[source]
         source: io::Error,
     },
+    /// The pid namespace.
+    #[error("make a pid namespace")]
+    PidNamespace(#[source] io::Error),
     /// The network namespace.
     #[error("enter the network namespace {}", path.display())]
     Namespace {
@@ -96,6 +102,15 @@ impl Control {
     }
 }
 
+/// What the VMM's jail is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Jail {
+    /// The sandbox's own user.
+    pub uid: u32,
+    /// Nobody else runs on a core beside the guest.
+    pub core_scheduling: bool,
+}
+
 /// Starts the VMM in the network namespace at `network`, or in a new one; its standard error is the
 /// child's.
 ///
@@ -104,12 +119,15 @@ impl Control {
 pub fn start(
     program: &Path,
     network: Option<&Path>,
+    jail: Jail,
 ) -> Result<(Child, Control, VmmEvents), VmmError> {
     let prepare = |what| move |source| VmmError::Prepare { what, source };
     let (ours, theirs) = Channel::pair().map_err(prepare("make the control socket"))?;
     let mut command = Command::new(program);
     command
-        .args(["--control-fd", "3"])
+        .args(["--control-fd", "3", "--uid", &jail.uid.to_string()])
+        .args(jail.core_scheduling.then_some("--core-scheduling"))
+        .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -121,7 +139,11 @@ pub fn start(
             child_fd: 3,
         }])
         .expect("one mapping does not collide");
-    let child = spawn_in(&mut command, program, network)?;
+    let failed = |source| VmmError::Start {
+        program: program.to_owned(),
+        source,
+    };
+    let child = spawn_from_thread(&mut command, || enter(network), failed)?;
     // Ours of the VMM's end: the VMM's death is to close the last one.
     drop(command);
 
@@ -136,28 +158,12 @@ pub fn start(
     Ok((child, Control(channel), events))
 }
 
-/// Spawns the command from a thread that has entered the namespace: a child is born where its
-/// parent thread is, and the thread ends at once.
-fn spawn_in(
-    command: &mut Command,
-    program: &Path,
-    network: Option<&Path>,
-) -> Result<Child, VmmError> {
-    let runtime = tokio::runtime::Handle::current();
-    thread::scope(|scope| {
-        let spawned = scope.spawn(|| {
-            enter(network)?;
-            let _runtime = runtime.enter();
-            command.spawn().map_err(|source| VmmError::Start {
-                program: program.to_owned(),
-                source,
-            })
-        });
-        spawned.join().expect("the thread does not panic")
-    })
-}
-
+/// Where the VMM is born: what it could not enter later, or not make by itself.
 fn enter(network: Option<&Path>) -> Result<(), VmmError> {
+    // It will be the first process there, and see no other. What it does as such: nothing, since it
+    // has no children, and of signals it ignores only what others in there could send.
+    let pids = nix::sched::unshare(CloneFlags::CLONE_NEWPID);
+    pids.map_err(|e| VmmError::PidNamespace(e.into()))?;
     let entered = match network {
         Some(path) => {
             File::open(path).and_then(|file| Ok(nix::sched::setns(file, CloneFlags::CLONE_NEWNET)?))

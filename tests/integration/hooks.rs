@@ -79,8 +79,9 @@ fn a_poststop_hook_runs_even_when_the_shim_was_killed() {
 
     wait::until("the hook has run", || log.exists().then_some(()));
     assert_eq!(bundle.take_log(), ["poststop stopped"]);
-    container.wait_until_stopped();
-    let _ = host.ctr(&["task", "rm", "crashed"]);
+    wait::until("containerd has noticed", || {
+        container.listed().is_none().then_some(())
+    });
     let removed = host.ctr(&["container", "rm", "crashed"]);
     assert_eq!(removed.status, 0, "{removed:#?}");
 }

@@ -12,6 +12,8 @@ mod events;
 mod forward;
 /// Hooks of the OCI configuration.
 mod hooks;
+/// What holds the processes of a machine.
+mod jail;
 /// Containers that stay: exec, look inside, signal, remove.
 mod lifecycle;
 /// The network of a namespace given by its path.

@@ -134,7 +134,7 @@ fn a_running_container_is_connected_to_networks_and_disconnected() {
 
     ip("-n hull-test route del default via 192.0.2.1");
     ip("-n hull-test route add default via 198.18.0.1");
-    ip("-n hull-test addr add 192.0.2.8/24 dev eth7");
+    ip("-n hull-test addr add 203.0.113.8/24 dev eth7");
     ip("-n hull-test addr del 192.0.2.7/24 dev eth7");
     shows("the new gateway", &["ip", "route"], &|said| {
         said.contains("default via 198.18.0.1 dev eth8") && !said.contains("via 192.0.2.1")
@@ -142,14 +142,14 @@ fn a_running_container_is_connected_to_networks_and_disconnected() {
     shows(
         "the new address",
         &["ip", "addr", "show", "eth7"],
-        &|said| said.contains("192.0.2.8/24") && !said.contains("192.0.2.7/24"),
+        &|said| said.contains("203.0.113.8/24") && !said.contains("192.0.2.7/24"),
     );
 
     ip("link del other-end");
     let said = shows("the interface is gone", &["ip", "addr"], &|said| {
         !said.contains("eth8") && !said.contains("198.18.0.8")
     });
-    assert!(said.contains("192.0.2.8/24"), "{said}");
+    assert!(said.contains("203.0.113.8/24"), "{said}");
     container.kill("SIGKILL");
     container.wait_until_stopped();
     container.remove();

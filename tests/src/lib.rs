@@ -10,7 +10,9 @@ mod container;
 mod host;
 mod initramfs;
 mod leftovers;
+mod process;
 mod tap;
+mod trace;
 mod vm;
 pub mod wait;
 
@@ -19,7 +21,9 @@ pub use command::{Finished, Running, command};
 pub use container::{Container, IMAGE};
 pub use host::{Hidden, Host};
 pub use initramfs::Initramfs;
+pub use process::Process;
 pub use tap::Tap;
+pub use trace::Trace;
 pub use vm::{Machine, Vm};
 
 /// Name under which containerd knows Hull.

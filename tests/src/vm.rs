@@ -8,13 +8,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use command_fds::{CommandFdExt, FdMapping};
+use nix::sched::{CloneFlags, unshare};
 use vmm_control::{Channel, Counters, Disk, Event, ExitReason, MacAddress, Nic, Request, VmConfig};
 
 use crate::{Initramfs, Tap, wait};
 
+/// User and group of its process: within no sandbox's range.
+const USER: &str = "2100000000";
+
 /// A machine to be booted.
 #[derive(Debug)]
 pub struct Machine {
+    program: String,
     script: String,
     cmdline: String,
     vcpus: u8,
@@ -37,6 +42,7 @@ impl Machine {
     #[must_use]
     pub fn with_script(script: &str) -> Self {
         Self {
+            program: "/usr/lib/hull/hull-vmm".to_owned(),
             script: script.to_owned(),
             cmdline: "console=ttyS0 quiet reboot=k panic=-1 rdinit=/init".to_owned(),
             vcpus: 1,
@@ -44,6 +50,13 @@ impl Machine {
             disks: Vec::new(),
             nics: Vec::new(),
         }
+    }
+
+    /// Runs it with another program, which has to become `hull-vmm`.
+    #[must_use]
+    pub fn program(mut self, path: &str) -> Self {
+        path.clone_into(&mut self.program);
+        self
     }
 
     /// Appends to the kernel's command line; later words win.
@@ -89,7 +102,7 @@ impl Machine {
         self
     }
 
-    /// Boots it.
+    /// Boots it, in its jail.
     ///
     /// # Panics
     /// When `hull-vmm` cannot be started.
@@ -113,16 +126,18 @@ impl Machine {
             shares: Vec::new(),
         };
         let (control, theirs) = Channel::pair().expect("make a socket pair");
-        let process = Command::new("/usr/lib/hull/hull-vmm")
-            .args(["--control-fd", "3"])
+        let mut command = Command::new(&self.program);
+        command
+            .args(["--control-fd", "3", "--uid", USER])
             .stdin(Stdio::null())
             .fd_mappings(vec![FdMapping {
                 parent_fd: theirs.into(),
                 child_fd: 3,
             }])
-            .expect("one mapping does not collide")
-            .spawn()
-            .expect("start hull-vmm");
+            .expect("one mapping does not collide");
+        let process = spawn_as_first(&mut command);
+        // Ours of its end of the socket.
+        drop(command);
         let (wire, fds) = config.detach();
         let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         control
@@ -148,6 +163,17 @@ impl Machine {
             reader: Some(reader),
         }
     }
+}
+
+/// Starts a command as the first process of a pid namespace, into which only children can be born.
+fn spawn_as_first(command: &mut Command) -> Child {
+    thread::scope(|scope| {
+        let spawned = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWPID).expect("make a pid namespace");
+            command.spawn().expect("start hull-vmm")
+        });
+        spawned.join().expect("the thread starts it")
+    })
 }
 
 impl Vm {

@@ -6,6 +6,7 @@ pub mod arch;
 pub mod backend;
 pub mod bus;
 pub mod event_loop;
+pub mod jail;
 pub mod kvm;
 pub mod legacy;
 pub mod loader;

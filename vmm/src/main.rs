@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use hull_vmm::machine;
+use hull_vmm::jail::{self, Filters, Jail};
+use hull_vmm::{machine, report};
 use vmm_control::{Channel, ExitReason};
 
 /// Runs one virtual machine.
@@ -19,6 +20,15 @@ struct Args {
     /// Descriptor of the inherited control socket (SOCK_SEQPACKET)
     #[arg(long, value_name = "FD", default_value_t = 3, value_parser = clap::value_parser!(i32).range(3..))]
     control_fd: RawFd,
+    /// The sandbox's own user and group, which hull-vmm becomes in its jail
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    uid: Option<u32>,
+    /// Let nobody else run on a core beside the guest's threads
+    #[arg(long, requires = "uid")]
+    core_scheduling: bool,
+    /// Run the guest without a jail, with all rights of this process
+    #[arg(long, conflicts_with = "uid")]
+    unjailed: bool,
 }
 
 fn main() -> ExitCode {
@@ -33,8 +43,29 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<ExitReason> {
-    let control = inherited(Args::parse().control_fd)?;
-    Ok(machine::run(control))
+    report::end_on_panic();
+    let args = Args::parse();
+    let filters = confine(&args)?;
+    let control = inherited(args.control_fd)?;
+    Ok(machine::run(control, filters))
+}
+
+/// Enters the jail, before anything is received.
+fn confine(args: &Args) -> anyhow::Result<Filters> {
+    match args.uid {
+        Some(uid) => {
+            let core_scheduling = args.core_scheduling;
+            let jail = Jail {
+                uid,
+                core_scheduling,
+            };
+            Ok(jail::enter(&jail, args.control_fd)?)
+        }
+        None if args.unjailed => Ok(Filters::unjailed()),
+        None => anyhow::bail!(
+            "no jail: give --uid, as the shim does, or --unjailed to run the guest without one"
+        ),
+    }
 }
 
 #[expect(

@@ -27,6 +27,17 @@ pub fn warn(line: Arguments<'_>) {
     }
 }
 
+/// Makes a panic on any thread the end of the process, with what happened on one line. Aborting would
+/// take system calls that no thread's filter has, and be no signal for the first process of a pid
+/// namespace.
+pub fn end_on_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        let text = panic.to_string().replace('\n', " ");
+        eprintln!("hull-vmm: {text}");
+        std::process::exit(1);
+    }));
+}
+
 /// An error with its causes, on one line.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {

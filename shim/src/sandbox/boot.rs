@@ -24,7 +24,8 @@ use crate::network::{self, Cards, NetworkError};
 use crate::ports::{Expected, Ports};
 use crate::state_dir::{StateDir, StateError};
 use crate::supervise::{Gone, Supervised};
-use crate::vmm_process::{self, Control, VmmError, VmmEvents};
+use crate::users::{self, UserError};
+use crate::vmm_process::{self, Control, Jail, VmmError, VmmEvents};
 
 /// How long a guest may take until its agent answers. A second is plenty; an emulated host is slow.
 const BOOT_PATIENCE: Duration = Duration::from_secs(60);
@@ -58,6 +59,9 @@ pub enum BootError {
         #[source]
         source: io::Error,
     },
+    /// A user of its own.
+    #[error(transparent)]
+    User(#[from] UserError),
     /// The file-system daemon.
     #[error(transparent)]
     FsDaemon(#[from] FsDaemonError),
@@ -162,7 +166,11 @@ impl Booting {
         let rpc = self.ports.expect_at(RPC_PORT);
         tokio::spawn(log_agent(self.ports.expect_at(LOG_PORT)));
 
-        let (vmm, control, events) = vmm_process::start(&config.vmm, network)?;
+        let jail = Jail {
+            uid: users::claim(&config.state, &self.state, &config.jail.users())?,
+            core_scheduling: config.jail.core_scheduling,
+        };
+        let (vmm, control, events) = vmm_process::start(&config.vmm, network, jail)?;
         let vmm = self.supervise("hull-vmm", vmm)?;
         let vmm_ended = vmm.ended();
         self.vmm = Some((vmm, control.clone()));

@@ -104,6 +104,8 @@ pub(super) struct Machine {
     pub(super) ports: Mutex<Ports>,
     pub(super) vsock: SharedVsock,
     pub(super) nics: Vec<SharedNic>,
+    /// Bytes of the largest file that is written: memory or a disk.
+    pub(super) largest_file: u64,
 }
 
 pub(super) fn build(
@@ -123,10 +125,14 @@ pub(super) fn build(
     let (vm, vcpus) = processors(&kvm, &ram, config.vcpus)?;
 
     let mut slots: Vec<SharedSlot> = Vec::new();
+    let mut largest_file = memory::len(&ram);
     for (number, disk) in config.disks.into_iter().enumerate() {
         let serial = disk.serial;
         let blk = Image::new(disk.file, disk.read_only)
-            .map(|image| Blk::new(image, &serial))
+            .map(|image| {
+                largest_file = largest_file.max(image.len());
+                Blk::new(image, &serial)
+            })
             .map_err(|source| BuildError::Disk {
                 number,
                 serial,
@@ -175,6 +181,7 @@ pub(super) fn build(
         ports: Mutex::new(Ports::new(serial)),
         vsock,
         nics,
+        largest_file,
     })
 }
 

@@ -26,6 +26,7 @@ pub use config::ConfigError;
 use counters::Counters;
 pub use run::RunError;
 
+use crate::jail::Filters;
 use crate::report;
 
 /// How long the shim may keep the last event waiting.
@@ -49,11 +50,11 @@ pub enum StartError {
 }
 
 /// Waits for the boot request, builds the machine and runs it to its end, which it also tells the
-/// shim.
-pub fn run(control: Channel) -> ExitReason {
+/// shim. Its threads are confined before the guest's first instruction.
+pub fn run(control: Channel, filters: Filters) -> ExitReason {
     let control = Arc::new(control);
     match receive_config(&control) {
-        Ok(config) => boot(config, &control),
+        Ok(config) => boot(config, &control, filters),
         Err(error) => {
             let counters = Counters::start(0);
             end(
@@ -72,10 +73,10 @@ fn receive_config(control: &Channel) -> Result<VmConfig<OwnedFd>, StartError> {
     }
 }
 
-fn boot(config: VmConfig<OwnedFd>, control: &Arc<Channel>) -> ExitReason {
+fn boot(config: VmConfig<OwnedFd>, control: &Arc<Channel>, filters: Filters) -> ExitReason {
     let counters = Arc::new(Counters::start(config.vcpus));
     let reason = match build::build(config, control, &counters) {
-        Ok(machine) => run::run(machine, control, &counters)
+        Ok(machine) => run::run(machine, control, &counters, filters)
             .unwrap_or_else(|error| ExitReason::Failed(report::chain(&error))),
         Err(error) => ExitReason::Failed(report::chain(&error)),
     };

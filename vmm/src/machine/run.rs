@@ -11,6 +11,7 @@ use super::counters::Counters;
 use super::vcpus::{Context, Vcpus};
 use crate::bus::{Bus, Slot};
 use crate::event_loop::EventLoop;
+use crate::jail::{Filters, Thread};
 use crate::report;
 
 /// Why the loop cannot go on.
@@ -38,6 +39,9 @@ enum Token {
 /// Requests of the shim served at a time; the devices have their turn in between.
 const REQUESTS: usize = 16;
 
+/// Bytes that the console's file may have: what it takes, and how it says that it takes no more.
+const CONSOLE_FILE: u64 = (64 << 20) + 4096;
+
 /// Runs the machine to its end. The vCPUs have left the guest when it returns.
 ///
 /// # Errors
@@ -46,6 +50,7 @@ pub(super) fn run(
     machine: Machine,
     control: &Channel,
     counters: &Arc<Counters>,
+    filters: Filters,
 ) -> Result<ExitReason, RunError> {
     let error = |what| move |source| RunError { what, source };
     let Machine {
@@ -54,6 +59,7 @@ pub(super) fn run(
         ports,
         vsock,
         nics,
+        largest_file,
     } = machine;
     control
         .set_nonblocking()
@@ -64,15 +70,24 @@ pub(super) fn run(
         .and_then(|()| watch_devices(&mut events, &bus))
         .map_err(error("watch a descriptor"))?;
 
+    filters
+        .limit_files(largest_file.max(CONSOLE_FILE))
+        .map_err(error("limit the size of files"))?;
+
     let context = Arc::new(Context {
         bus,
         ports,
         counters: Arc::clone(counters),
     });
-    let vcpus = Vcpus::start(vcpus, &context).map_err(error("start the vCPUs' threads"))?;
+    let vcpus = Vcpus::start(vcpus, &context, filters);
+    let vcpus = vcpus.map_err(error("start the vCPUs' threads"))?;
     events
         .add(vcpus.bell().as_raw_fd(), Token::Bell)
         .map_err(error("watch the vCPUs"))?;
+    // Not earlier: a thread's filter is also its children's, and this one starts no thread.
+    filters
+        .confine(Thread::EventLoop)
+        .map_err(error("confine the event loop to its system calls"))?;
     counters.running();
     // The shim may be gone already; the socket tells at the first event.
     let _ = control.send(&Event::Started, &[]);

@@ -4,6 +4,7 @@
 //! start ─▶ in the guest ⇄ serving an exit ──guest resets, breaks──▶ ended: rings the bell
 //!                    └─────────stop: flag, then signal──────────────▶ ended
 //! ```
+//! A thread that has ended runs nothing any more, and is there until the process is not.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::counters::{Counters, count};
 use crate::bus::Bus;
+use crate::jail::{Filters, Thread};
 use crate::kvm::{Exit, Kicker, Runner, Vcpu, kicker};
 use crate::legacy::{Ports, Reset};
 
@@ -38,7 +40,7 @@ pub(super) struct Vcpus {
     /// Read by a vCPU whenever it was interrupted, and before it first runs. `SeqCst` with the
     /// signal: who was kicked sees it.
     stopping: Arc<AtomicBool>,
-    /// Why a vCPU ended the machine. Disconnected once all threads have ended.
+    /// Why a vCPU ended the machine. Disconnected once all have ended.
     reasons: Receiver<ExitReason>,
     bell: EventFd,
 }
@@ -48,7 +50,11 @@ impl Vcpus {
     ///
     /// # Errors
     /// When the host has no eventfd, signal or thread to spare.
-    pub(super) fn start(vcpus: Vec<Vcpu>, context: &Arc<Context>) -> io::Result<Self> {
+    pub(super) fn start(
+        vcpus: Vec<Vcpu>,
+        context: &Arc<Context>,
+        filters: Filters,
+    ) -> io::Result<Self> {
         let (sender, reasons) = mpsc::channel();
         let mut this = Self {
             threads: Vec::new(),
@@ -66,8 +72,19 @@ impl Vcpus {
                 bell: this.bell.try_clone()?,
             };
             let body = move || {
-                if let Some(reason) = run(vcpu.on_this_thread(), &context, &stopping) {
-                    end.tell(reason);
+                match filters.confine(Thread::Vcpu) {
+                    Ok(()) => {
+                        if let Some(reason) = run(vcpu.on_this_thread(), &context, &stopping) {
+                            end.tell(reason);
+                        }
+                    }
+                    Err(e) => end.tell(ExitReason::Failed(format!("confine a vCPU: {e}"))),
+                }
+                drop(end);
+                // A thread that ends makes system calls that none needs before: this one leaves its
+                // end to the process's, which comes next.
+                loop {
+                    thread::park();
                 }
             };
             this.threads

@@ -3,6 +3,8 @@
 //! It is started with a listening socket; the connection to it is made before it runs, so nobody
 //! waits for it, and handed to the VMM.
 
+mod confine;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,6 +15,7 @@ use std::process::Stdio;
 use command_fds::{CommandFdExt, FdMapping};
 use tokio::process::{Child, Command};
 
+use crate::spawn::spawn_from_thread;
 use crate::state_dir::StateDir;
 
 /// Why the daemon could not be started.
@@ -27,6 +30,9 @@ pub enum FsDaemonError {
         #[source]
         source: io::Error,
     },
+    /// What holds it.
+    #[error("confine the file-system daemon")]
+    Confine(#[source] io::Error),
     /// The program.
     #[error("start the file-system daemon {}", program.display())]
     Start {
@@ -80,9 +86,15 @@ pub fn start(program: &Path, state: &StateDir) -> Result<(Child, OwnedFd), FsDae
             child_fd: 3,
         }])
         .expect("one mapping does not collide");
-    let child = command.spawn().map_err(|source| FsDaemonError::Start {
+    confine::keep_memory_out_of_dumps(&mut command);
+    let failed = |source| FsDaemonError::Start {
         program: program.to_owned(),
         source,
-    })?;
+    };
+    let child = spawn_from_thread(
+        &mut command,
+        || confine::enter().map_err(FsDaemonError::Confine),
+        failed,
+    )?;
     Ok((child, connection.into()))
 }

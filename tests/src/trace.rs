@@ -1,0 +1,71 @@
+//! `hull-vmm` under strace: which system calls each kind of thread makes once its filter holds.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+/// A program that becomes `hull-vmm`, with each thread's calls in a file of its own.
+#[derive(Debug)]
+pub struct Trace {
+    folder: tempfile::TempDir,
+}
+
+impl Default for Trace {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Trace {
+    /// One that nothing has run under yet.
+    ///
+    /// # Panics
+    /// When its files cannot be made.
+    #[must_use]
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir_in("/run").expect("make a folder in /run");
+        // -D: strace is the child, and hull-vmm keeps its pid. Each machine has a folder: the pids that
+        // strace appends to the files' names are of its own namespace, and so the same for all.
+        let script = format!(
+            "#!/bin/sh\nrun=$(/usr/bin/mktemp -d {}/run.XXXXXX) &&
+            exec /usr/bin/strace -D -ff -o \"$run/thread\" /usr/lib/hull/hull-vmm \"$@\"\n",
+            folder.path().display()
+        );
+        let this = Self { folder };
+        fs::write(this.program(), script).expect("write a script");
+        fs::set_permissions(this.program(), fs::Permissions::from_mode(0o755))
+            .expect("make a script executable");
+        this
+    }
+
+    /// Where the program is.
+    #[must_use]
+    pub fn program(&self) -> PathBuf {
+        self.folder.path().join("hull-vmm")
+    }
+
+    /// The calls that all vCPUs' threads, or all event loops, made under their filters so far.
+    ///
+    /// # Panics
+    /// When the traces cannot be read.
+    #[must_use]
+    pub fn calls(&self, vcpus: bool) -> BTreeSet<String> {
+        let mut calls = BTreeSet::new();
+        let runs = fs::read_dir(self.folder.path()).expect("list the runs");
+        let files = runs
+            .flatten()
+            .filter_map(|run| fs::read_dir(run.path()).ok());
+        for file in files.flatten().flatten() {
+            let trace = fs::read_to_string(file.path()).expect("read a trace");
+            let confined = trace.split_once("seccomp(SECCOMP_SET_MODE_FILTER");
+            if let Some((before, after)) = confined
+                && before.contains("PR_SET_NAME, \"vcpu") == vcpus
+            {
+                let lines = after.lines().skip(1);
+                calls.extend(lines.filter_map(|line| Some(line.split_once('(')?.0.to_owned())));
+            }
+        }
+        calls
+    }
+}

@@ -1,0 +1,233 @@
+//! The filters, tried on the kernel: what is not listed is stopped and named, what is listed is let
+//! through, and the lists keep what docs/security.md promises.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use super::list::{self, Rule};
+use super::seccomp::{Filters, Thread};
+
+const VCPU: &str = include_str!("vcpu.filter");
+const EVENT_LOOP: &str = include_str!("event_loop.filter");
+const LISTS: [(Thread, &str, usize); 2] = [
+    (Thread::Vcpu, VCPU, 20),
+    (Thread::EventLoop, EVENT_LOOP, 35),
+];
+
+/// The highest number of a call that is tried; Linux 6.18 has fewer.
+const CALLS: i64 = 512;
+
+/// uretprobe and uprobe, which x86's kernels of 6.14 and later keep out of filters: a kernel that is
+/// tracing puts them into a program itself, and whoever else makes them gets a SIGILL (seccomp.c).
+#[cfg(target_arch = "x86_64")]
+const UNFILTERED: [i64; 2] = [335, 336];
+#[cfg(not(target_arch = "x86_64"))]
+const UNFILTERED: [i64; 0] = [];
+
+fn rules(list: &str) -> Vec<Rule<'_>> {
+    list::parse(list, std::env::consts::ARCH).unwrap()
+}
+
+fn names(list: &str) -> BTreeSet<&str> {
+    rules(list).iter().map(|rule| rule.name).collect()
+}
+
+/// Makes a call in a child that is confined as `thread`; returns how it ended and what it said.
+#[expect(unsafe_code, reason = "a child that does something forbidden")]
+fn attempt(thread: Thread, call: i64, arguments: [i64; 6]) -> (ExitStatus, String) {
+    let (mut said, says) = std::io::pipe().unwrap();
+    // SAFETY: the child allocates nothing (`confine` does only on failure), makes system calls and
+    // ends without running destructors.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0, "fork: {}", std::io::Error::last_os_error());
+    if child == 0 {
+        // SAFETY: both descriptors are open.
+        unsafe { libc::dup2(says.as_raw_fd(), libc::STDERR_FILENO) };
+        let no_dump = Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        };
+        if setrlimit(Resource::Core, no_dump).is_ok()
+            && let Ok(filters) = Filters::prepare()
+            && filters.confine(thread).is_ok()
+        {
+            let [a, b, c, d, e, f] = arguments;
+            // SAFETY: the kernel checks the arguments; nothing of Rust's is used after it.
+            unsafe { libc::syscall(call, a, b, c, d, e, f) };
+            // SAFETY: ends the process.
+            unsafe { libc::syscall(libc::SYS_exit_group, 0) };
+        }
+        // SAFETY: ends the process.
+        unsafe { libc::_exit(99) };
+    }
+    drop(says);
+    let mut status = 0;
+    // SAFETY: `child` is a child of ours that nobody else waits for; `status` is an int.
+    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert_eq!(waited, child);
+    let mut text = String::new();
+    said.read_to_string(&mut text).unwrap();
+    (ExitStatus::from_raw(status), text)
+}
+
+fn is_stopped(thread: Thread, call: i64, arguments: [i64; 6]) -> bool {
+    let (status, said) = attempt(thread, call, arguments);
+    let stopped = status.signal() == Some(libc::SIGSYS);
+    // What is let through may end the child in any other way, but does not come back unprepared.
+    assert_ne!(status.code(), Some(99), "call {call}");
+    let named = said.contains(&format!(
+        "made system call {call}, which its filter does not have"
+    ));
+    assert_eq!(named, stopped, "call {call}: {status}, {said:?}");
+    stopped
+}
+
+#[test]
+fn whatever_is_not_listed_is_stopped_and_named() {
+    for (thread, list, _) in LISTS {
+        let let_through: Vec<i64> = (0..CALLS)
+            .filter(|call| !UNFILTERED.contains(call))
+            .filter(|&call| !is_stopped(thread, call, [-1; 6]))
+            .collect();
+        // Those with a condition do not meet it with these arguments.
+        let unconditional: BTreeSet<_> = rules(list)
+            .iter()
+            .filter(|rule| rule.condition.is_none())
+            .map(|rule| rule.name)
+            .collect();
+        assert_eq!(
+            let_through.len(),
+            unconditional.len(),
+            "{thread:?}: {let_through:?}"
+        );
+    }
+}
+
+#[test]
+fn arguments_are_looked_at() {
+    use Thread::{EventLoop, Vcpu};
+
+    let ioctl = |request: u32| [-1, request.into(), 0, 0, 0, 0];
+    let map = |protection: libc::c_int| [0, 0, protection.into(), 0, -1, 0];
+    let pair = |family: libc::c_int| [family.into(), 0, 0, 0, 0, 0];
+    for (thread, call, arguments, stopped) in [
+        (Vcpu, libc::SYS_ioctl, ioctl(0xae80), false),
+        // KVM_SET_USER_MEMORY_REGION, TIOCSTI
+        (Vcpu, libc::SYS_ioctl, ioctl(0x4020_ae46), true),
+        (Vcpu, libc::SYS_ioctl, ioctl(0x5412), true),
+        (EventLoop, libc::SYS_ioctl, ioctl(0x5421), false),
+        (EventLoop, libc::SYS_ioctl, ioctl(0xae80), true),
+        (EventLoop, libc::SYS_ioctl, ioctl(0x5412), true),
+        (EventLoop, libc::SYS_socketpair, pair(libc::AF_UNIX), false),
+        (EventLoop, libc::SYS_socketpair, pair(libc::AF_TIPC), true),
+        (Vcpu, libc::SYS_socketpair, pair(libc::AF_UNIX), true),
+    ] {
+        let found = is_stopped(thread, call, arguments);
+        assert_eq!(found, stopped, "{thread:?}, call {call}, {arguments:x?}");
+    }
+    for (thread, _, _) in LISTS {
+        let data = libc::PROT_READ | libc::PROT_WRITE;
+        assert!(!is_stopped(thread, libc::SYS_mmap, map(data)));
+        for code in [libc::PROT_EXEC, libc::PROT_EXEC | libc::PROT_READ, -1] {
+            assert!(is_stopped(thread, libc::SYS_mmap, map(code)));
+            let protect = [0, 0, code.into(), 0, 0, 0];
+            assert!(is_stopped(thread, libc::SYS_mprotect, protect));
+        }
+    }
+}
+
+#[test]
+fn lists_are_short_and_have_nothing_that_reaches_beyond_the_descriptors_there_are() {
+    for (thread, list, most) in LISTS {
+        let names = names(list);
+        assert!(names.len() <= most, "{thread:?}: {}", names.len());
+        for forbidden in [
+            "open",
+            "openat",
+            "openat2",
+            "creat",
+            "socket",
+            "connect",
+            "bind",
+            "accept",
+            "accept4",
+            "execve",
+            "execveat",
+            "clone",
+            "clone3",
+            "fork",
+            "vfork",
+            "ptrace",
+            "kill",
+            "prctl",
+            "seccomp",
+            "rt_sigaction",
+            "process_vm_readv",
+            "process_vm_writev",
+            "mount",
+            "unshare",
+            "setns",
+            "bpf",
+            "userfaultfd",
+            "io_uring_setup",
+            "memfd_create",
+            "mprotect",
+        ] {
+            assert!(!names.contains(forbidden), "{thread:?}: {forbidden}");
+        }
+        for rule in rules(list) {
+            if ["ioctl", "mmap", "socketpair"].contains(&rule.name) {
+                assert!(rule.condition.is_some(), "{thread:?}: {}", rule.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn both_architectures_have_their_calls() {
+    for (_, list, _) in LISTS {
+        let of = |architecture| list::parse(list, architecture).unwrap();
+        let has = |architecture, name| of(architecture).iter().any(|rule| rule.name == name);
+        assert!(has("x86_64", "ppoll") && has("aarch64", "ppoll"));
+        assert!(!has("aarch64", "epoll_wait"));
+    }
+}
+
+#[test]
+fn a_line_without_a_reason_or_with_an_unknown_word_is_no_rule() {
+    for line in [
+        "read",
+        "read #",
+        "i386 read # reason",
+        "read if arg0 == TIDE # reason",
+        "read if argx == 0 # reason",
+        "read if arg0 # reason",
+        "x86_64 read twice # reason",
+    ] {
+        let error = list::parse(line, "x86_64").unwrap_err();
+        assert!(error.starts_with("line 1 is no rule"), "{error}");
+    }
+    let rules = list::parse(
+        "# note\n\nmmap if arg2 & PROT_EXEC == 0 # (rare) why\n",
+        "x86_64",
+    );
+    let condition = Some(list::Condition {
+        argument: 2,
+        mask: 4,
+        value: 0,
+    });
+    assert_eq!(
+        rules,
+        Ok(vec![Rule {
+            architecture: None,
+            name: "mmap",
+            condition,
+            ordinary: false,
+        }])
+    );
+}
