@@ -311,6 +311,35 @@ mod tests {
         assert_eq!(byte, [0]);
     }
 
+    /// A guest that writes the header of an image with a backing file into its raw disk reads its
+    /// own header back, now and after the next boot, and not that file.
+    #[test]
+    fn cve_2026_27211_a_disk_that_looks_like_qcow2_is_its_bytes() {
+        let (mut blk, file) = disk(false);
+        let mut qcow2 = [0; 512];
+        qcow2[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        // The backing file's name: where, and its length.
+        qcow2[8..20].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 104, 0, 0, 0, 11]);
+        qcow2[104..115].copy_from_slice(b"/etc/shadow");
+        let write = [
+            Buffer::Readable(&header(OUT, 0)),
+            Buffer::Readable(&qcow2),
+            Buffer::Writable(1),
+        ];
+        assert_eq!(send(&mut blk, &write), [0]);
+        let image = Image::new(file.into(), false).unwrap();
+        let mut next_boot = Blk::new(image, "kelp");
+        for blk in [&mut blk, &mut next_boot] {
+            assert_eq!(blk.disk().capacity, 8 * SECTOR);
+            let read = [
+                Buffer::Readable(&header(IN, 0)),
+                Buffer::Writable(512),
+                Buffer::Writable(1),
+            ];
+            assert_eq!(send(blk, &read)[..512], qcow2);
+        }
+    }
+
     #[test]
     fn a_file_that_shrank_under_the_disk_gives_an_error_status() {
         let (mut blk, file) = disk(false);

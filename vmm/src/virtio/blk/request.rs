@@ -139,6 +139,9 @@ pub(super) fn length(segments: &[Segment]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn header(kind: u32, sector: u64) -> [u8; 16] {
@@ -205,6 +208,52 @@ mod tests {
         let refused = DISK.decode(header(8, 0), 0, 19);
         assert_eq!(refused, Err(Refusal::IoError));
         assert_eq!(DISK.decode(header(8, 0), 0, 20), Ok(Request::Identify));
+    }
+
+    proptest! {
+        /// No byte is lost, added or moved, wherever header and status are cut off.
+        #[test]
+        fn what_is_split_off_and_what_is_left_are_all_there_was(
+            lengths in vec(0..50_u32, 0..20),
+            front in 0..200_u64,
+        ) {
+            let bytes = |segments: &[Segment]| -> Vec<u64> {
+                segments.iter().flat_map(|&(at, length)| at.0..at.0 + u64::from(length)).collect()
+            };
+            let mut segments: Vec<Segment> = (0..)
+                .zip(&lengths)
+                .map(|(index, &length)| (GuestAddress(index * 0x100), length))
+                .collect();
+            let all = bytes(&segments);
+            match split_front(&mut segments, front) {
+                Some(taken) => {
+                    prop_assert_eq!(length(&taken), front);
+                    let last = split_last(&mut segments).map(|at| at.0);
+                    prop_assert_eq!([bytes(&taken), bytes(&segments), last.into_iter().collect()].concat(), all);
+                }
+                None => prop_assert!((all.len() as u64) < front),
+            }
+        }
+
+        /// What is not refused lies in the disk.
+        #[test]
+        fn no_header_reaches_beyond_the_disk(
+            header in any::<[u8; 16]>(),
+            kind in 0..16_u32,
+            sector in prop_oneof![0..16_u64, any::<u64>()],
+            readable in prop_oneof![(0..16_u64).prop_map(|n| n * SECTOR), any::<u64>()],
+            writable in prop_oneof![(0..16_u64).prop_map(|n| n * SECTOR), any::<u64>()],
+        ) {
+            let mut header = header;
+            header[..4].copy_from_slice(&kind.to_le_bytes());
+            header[8..].copy_from_slice(&sector.to_le_bytes());
+            let (offset, length) = match DISK.decode(header, readable, writable) {
+                Ok(Request::Read { offset }) => (offset, writable),
+                Ok(Request::Write { offset }) => (offset, readable),
+                _ => (0, 0),
+            };
+            prop_assert!(offset.checked_add(length).is_some_and(|end| end <= DISK.capacity));
+        }
     }
 
     #[test]

@@ -203,9 +203,9 @@ fn without_merging_a_frame_larger_than_a_buffer_is_dropped_and_the_next_arrives(
     assert_eq!(guest.driver.free(RX), 256 - 3);
 }
 
-/// CVE-2020-16843: ingress without buffers must neither spin nor freeze the card for good.
+/// Ingress without buffers must neither spin nor freeze the card for good.
 #[test]
-fn frames_wait_without_work_until_the_driver_has_buffers() {
+fn cve_2020_16843_frames_wait_without_work_until_the_driver_has_buffers() {
     let mut guest = Guest::new(0);
     for i in 0..5 {
         guest.arrive(&[i; 60]);
@@ -233,8 +233,9 @@ fn a_frame_that_needs_more_buffers_than_there_are_waits_for_the_last_of_them() {
     assert!(guest.frame().unwrap()[VNET_HEADER_LEN..] == data);
 }
 
+/// The same, by a frame that no buffers will ever hold.
 #[test]
-fn a_frame_that_all_buffers_together_cannot_hold_is_dropped() {
+fn cve_2020_16843_a_frame_that_all_buffers_together_cannot_hold_is_dropped() {
     let mut guest = Guest::with_queues(header::F_MRG_RXBUF, &[4, 4]);
     guest.post(4, 100);
     guest.arrive(&pattern(400));
