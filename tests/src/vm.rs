@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use command_fds::{CommandFdExt, FdMapping};
-use vmm_control::{Channel, Counters, Disk, Event, ExitReason, MacAddress, Nic, Request, VmConfig};
+use vmm_control::{
+    Channel, Counters, Disk, Event, ExitReason, MacAddress, Nic, RateLimit, Request, VmConfig,
+};
 
 use crate::{Initramfs, Tap, wait};
 
@@ -74,6 +76,7 @@ impl Machine {
             file,
             read_only,
             serial: serial.to_owned(),
+            rate_limit: RateLimit::default(),
         });
         self
     }
@@ -85,6 +88,8 @@ impl Machine {
             tap: Some(tap.into()),
             mac,
             mtu: Some(1500),
+            receive_limit: RateLimit::default(),
+            transmit_limit: RateLimit::default(),
         });
         self
     }
@@ -111,6 +116,7 @@ impl Machine {
             disks: self.disks,
             nics: self.nics,
             shares: Vec::new(),
+            entropy_limit: RateLimit::default(),
         };
         let (control, theirs) = Channel::pair().expect("make a socket pair");
         let process = Command::new("/usr/lib/hull/hull-vmm")

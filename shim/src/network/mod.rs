@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use agent_protocol::{self as agent, AgentClient};
 use log::warn;
-use vmm_control::{MacAddress, Nic};
+use vmm_control::{MacAddress, Nic, RateLimit};
 
 use crate::error::{TaskError, chain};
 use crate::vmm_process::Control;
@@ -193,6 +193,8 @@ pub fn cards<F>() -> Vec<Nic<F>> {
             tap: None,
             mac: card(number),
             mtu: None,
+            receive_limit: RateLimit::default(),
+            transmit_limit: RateLimit::default(),
         })
         .collect()
 }

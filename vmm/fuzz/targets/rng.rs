@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let mut bytes = Unstructured::new(bytes);
-    let mut guest = Guest::new(Rng);
+    let mut guest = Guest::new(Rng::default());
     while !bytes.is_empty() && guest.act(&mut bytes, |_| Ok(Vec::new())).is_ok() {}
     guest.settle();
 });

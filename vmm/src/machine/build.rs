@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::Kvm;
-use vmm_control::{Channel, Event, VmConfig};
+use vmm_control::{Channel, Event, RateLimit, VmConfig};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::config::{self, ConfigError};
@@ -19,11 +19,12 @@ use crate::legacy::{COM1_GSI, Ports, Serial};
 use crate::loader::cmdline;
 use crate::loader::initrd::{self, InitrdError};
 use crate::memory::{self, MemoryError, Ram};
+use crate::rate_limit::RateLimiter;
 use crate::virtio::blk::Blk;
 use crate::virtio::device::Device;
 use crate::virtio::fs::{Fs, FsError};
 use crate::virtio::mmio::{Mmio, QUEUE_NOTIFY};
-use crate::virtio::net::{Net, NetError};
+use crate::virtio::net::{Limits, Net, NetError};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Dialler, Vsock, VsockError};
 
@@ -136,7 +137,11 @@ pub(super) fn build(
     }
     let mut nics = Vec::new();
     for nic in config.nics {
-        let mut net = Net::new(nic.mac.0, nic.mtu)?;
+        let limits = Limits {
+            receive: limiter(nic.receive_limit)?,
+            transmit: limiter(nic.transmit_limit)?,
+        };
+        let mut net = Net::new(nic.mac.0, nic.mtu, limits)?;
         if let Some(tap) = nic.tap {
             plug(&mut net, tap)?;
         }
@@ -150,7 +155,7 @@ pub(super) fn build(
     });
     let vsock = slot(Vsock::new(GUEST_CID, dialler)?, &ram)?;
     slots.push(vsock.clone());
-    slots.push(slot(Rng, &ram)?);
+    slots.push(slot(Rng::new(limiter(config.entropy_limit)?), &ram)?);
     for share in config.shares {
         let tag = share.tag;
         let fs = Fs::new(share.daemon, &tag).map_err(|source| BuildError::Share { tag, source })?;
@@ -195,6 +200,13 @@ pub(super) fn plug(net: &mut Net<TapFile>, tap: OwnedFd) -> Result<(), BuildErro
     let tap = TapFile::new(tap)?;
     net.plug(tap).map_err(|source| BuildError::Host {
         what: "connect a network card to its tap",
+        source,
+    })
+}
+
+fn limiter(limit: RateLimit) -> Result<RateLimiter, BuildError> {
+    RateLimiter::new(limit).map_err(|source| BuildError::Host {
+        what: "make a rate limit's timer",
         source,
     })
 }

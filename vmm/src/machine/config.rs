@@ -77,7 +77,7 @@ pub(super) fn check<F>(config: &VmConfig<F>) -> Result<(), ConfigError> {
 
 #[cfg(test)]
 mod tests {
-    use vmm_control::Disk;
+    use vmm_control::{Disk, RateLimit};
 
     use super::*;
 
@@ -93,6 +93,7 @@ mod tests {
             disks: vec![],
             nics: vec![],
             shares: vec![],
+            entropy_limit: RateLimit::default(),
         }
     }
 
@@ -101,6 +102,7 @@ mod tests {
             file: (),
             read_only: true,
             serial: serial.into(),
+            rate_limit: RateLimit::default(),
         }
     }
 

@@ -7,6 +7,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::Ram;
+use crate::rate_limit::RateLimiter;
 use crate::virtio::interrupt::Interrupt;
 
 /// Most descriptors of a chain, as QEMU has it. The specification's bound is the queue's size
@@ -164,19 +165,36 @@ impl<'a> Queues<'a> {
     pub fn drain(
         &mut self,
         index: usize,
+        serve: impl FnMut(Chain<'a>) -> Result<u32, QueueError>,
+    ) -> Result<(), QueueError> {
+        self.drain_within(&mut RateLimiter::default(), index, serve)
+    }
+
+    /// The same, as long as `limit` allows, which the bytes written are paid to. When it does not,
+    /// the queue rests, and the driver is not listened to.
+    ///
+    /// # Errors
+    /// As [`Queues::drain`].
+    pub fn drain_within(
+        &mut self,
+        limit: &mut RateLimiter,
+        index: usize,
         mut serve: impl FnMut(Chain<'a>) -> Result<u32, QueueError>,
     ) -> Result<(), QueueError> {
         let mut budget = self.rings.get(index).map_or(0, QueueT::size);
-        while let Some(chain) = self.pop(index)? {
+        while budget > 0
+            && limit.ready()
+            && let Some(chain) = self.pop(index)?
+        {
             let head = chain.head_index();
             let written = serve(chain)?;
             self.push(index, head, written)?;
-            budget = budget.saturating_sub(1);
-            if budget == 0 {
-                break;
-            }
+            limit.spend(written.into());
+            budget -= 1;
         }
-        self.listen(index)?;
+        if !limit.is_waiting() {
+            self.listen(index)?;
+        }
         self.notify(index)
     }
 
