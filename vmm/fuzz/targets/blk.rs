@@ -6,6 +6,7 @@ use std::fs::File;
 use arbitrary::{Result, Unstructured};
 use hull_fuzz::Guest;
 use hull_vmm::backend::image::Image;
+use hull_vmm::rate_limit::RateLimiter;
 use hull_vmm::virtio::blk::Blk;
 use libfuzzer_sys::fuzz_target;
 use rustix::fs::MemfdFlags;
@@ -36,7 +37,8 @@ fuzz_target!(|bytes: &[u8]| {
     file.set_len(DISK).expect("memory");
     let read_only = bytes.arbitrary().unwrap_or(false);
     let image = Image::new(file.into(), read_only).expect("a regular file");
-    let mut guest = Guest::new(Blk::new(image, "kelp"));
+    let blk = Blk::new(image, "kelp", 2, RateLimiter::default()).expect("threads");
+    let mut guest = Guest::new(blk);
     while !bytes.is_empty() && guest.act(&mut bytes, request).is_ok() {}
     guest.settle();
 });

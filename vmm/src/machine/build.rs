@@ -125,14 +125,18 @@ pub(super) fn build(
 
     let mut slots: Vec<SharedSlot> = Vec::new();
     for (number, disk) in config.disks.into_iter().enumerate() {
-        let serial = disk.serial;
-        let blk = Image::new(disk.file, disk.read_only)
-            .map(|image| Blk::new(image, &serial))
-            .map_err(|source| BuildError::Disk {
-                number,
-                serial,
+        let limit = limiter(disk.rate_limit)?;
+        let image = Image::new(disk.file, disk.read_only).map_err(|source| BuildError::Disk {
+            number,
+            serial: disk.serial.clone(),
+            source,
+        })?;
+        let blk = Blk::new(image, &disk.serial, config.vcpus.into(), limit).map_err(|source| {
+            BuildError::Host {
+                what: "start a disk's threads",
                 source,
-            })?;
+            }
+        })?;
         slots.push(slot(blk, &ram)?);
     }
     let mut nics = Vec::new();

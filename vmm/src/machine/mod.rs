@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Threads: the main thread runs the event loop, which serves the control socket and all devices; a
-//! thread each runs a vCPU. A vCPU takes a slot's lock for one register, the loop for one queue.
+//! thread each runs a vCPU, and one each waits for the file behind a queue of a disk. A vCPU takes a
+//! slot's lock for one register, the loop for one queue; a disk's thread takes none.
 //! The end of the machine is the end of the process: the kernel frees what KVM and memory hold.
 
 mod build;

@@ -1,7 +1,8 @@
 //! Block requests (virtio 1.3 §5.2.6): decoding, without any input or output.
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use vm_memory::GuestAddress;
 
@@ -9,10 +10,19 @@ use vm_memory::GuestAddress;
 pub(super) const SECTOR: u64 = 512;
 
 /// Length of the header: type, reserved, sector.
-pub(super) const HEADER_LEN: u64 = 16;
+pub(super) const HEADER_LEN: usize = 16;
 
 /// Bytes of the answer to [`Request::Identify`].
 pub(super) const ID_LEN: u32 = 20;
+
+/// Length of a range of [`Request::Discard`] or [`Request::WriteZeroes`]: sector, number, flags.
+const RANGE_LEN: u64 = 16;
+
+/// Most ranges of one such request.
+pub(super) const RANGES_MAX: u32 = 32;
+
+/// Most sectors of one range: 1 GiB.
+pub(super) const RANGE_MAX: u32 = 1 << 21;
 
 /// A piece of guest memory: where, and how many bytes.
 pub(super) type Segment = (GuestAddress, u32);
@@ -34,6 +44,21 @@ pub(super) enum Request {
     Flush,
     /// Tell the disk's serial number.
     Identify,
+    /// Forget what is in the ranges that the readable segments name.
+    Discard,
+    /// Make the ranges that the readable segments name read as zeroes.
+    WriteZeroes,
+}
+
+/// A part of the disk.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Range {
+    /// Byte offset in the disk; the whole range lies in it.
+    pub(super) offset: u64,
+    /// Its length in bytes.
+    pub(super) length: u64,
+    /// Whether the space may be given back to the host.
+    pub(super) unmap: bool,
 }
 
 /// Why a request is refused with a status; the driver goes on.
@@ -64,7 +89,7 @@ impl Disk {
     /// The status to answer with.
     pub(super) fn decode(
         &self,
-        header: [u8; 16],
+        header: [u8; HEADER_LEN],
         readable: u64,
         writable: u64,
     ) -> Result<Request, Refusal> {
@@ -83,8 +108,51 @@ impl Disk {
             VIRTIO_BLK_T_FLUSH => Ok(Request::Flush),
             VIRTIO_BLK_T_GET_ID if writable >= u64::from(ID_LEN) => Ok(Request::Identify),
             VIRTIO_BLK_T_GET_ID => Err(Refusal::IoError),
+            // "All writes" to a read-only device fail (§5.2.6.2).
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES
+                if self.read_only || !is_ranges(readable) =>
+            {
+                Err(Refusal::IoError)
+            }
+            VIRTIO_BLK_T_DISCARD => Ok(Request::Discard),
+            VIRTIO_BLK_T_WRITE_ZEROES => Ok(Request::WriteZeroes),
             _ => Err(Refusal::Unsupported),
         }
+    }
+
+    /// Decodes the ranges of a [`Request::Discard`] or [`Request::WriteZeroes`].
+    ///
+    /// # Errors
+    /// The status to answer with: reserved flags, and "unmap" for what is discarded anyway, are not
+    /// supported (§5.2.6.2).
+    pub(super) fn ranges(&self, request: &Request, data: &[u8]) -> Result<Vec<Range>, Refusal> {
+        let known = match request {
+            Request::WriteZeroes => VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+            _ => 0,
+        };
+        let (ranges, _) = data.as_chunks();
+        (ranges.iter())
+            .map(|&[a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]| {
+                let sector = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+                let sectors = u32::from_le_bytes([i, j, k, l]);
+                let flags = u32::from_le_bytes([m, n, o, p]);
+                if flags & !known != 0 {
+                    return Err(Refusal::Unsupported);
+                }
+                let length = u64::from(sectors) * SECTOR;
+                let offset = sector.checked_mul(SECTOR).ok_or(Refusal::IoError)?;
+                let end = offset.checked_add(length).ok_or(Refusal::IoError)?;
+                if end > self.capacity || sectors > RANGE_MAX {
+                    return Err(Refusal::IoError);
+                }
+                let unmap = flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
+                Ok(Range {
+                    offset,
+                    length,
+                    unmap,
+                })
+            })
+            .collect()
     }
 
     /// The byte offset of `sector`, if `length` bytes from there on are whole sectors of the disk
@@ -99,6 +167,11 @@ impl Disk {
             Err(Refusal::IoError)
         }
     }
+}
+
+/// Whether so many bytes are ranges, at least one and no more than there may be.
+fn is_ranges(length: u64) -> bool {
+    length > 0 && length.is_multiple_of(RANGE_LEN) && length / RANGE_LEN <= u64::from(RANGES_MAX)
 }
 
 /// Takes `length` bytes off the front of `segments`; `None` when there are fewer.
@@ -164,7 +237,7 @@ mod tests {
         assert_eq!(decode(1), Ok(Request::Write { offset: 512 }));
         assert_eq!(decode(4), Ok(Request::Flush));
         assert_eq!(decode(8), Ok(Request::Identify));
-        for kind in [2, 11, 13, 99, u32::MAX] {
+        for kind in [2, 14, 99, u32::MAX] {
             assert_eq!(decode(kind), Err(Refusal::Unsupported), "{kind}");
         }
     }
@@ -199,8 +272,107 @@ mod tests {
         };
         let refused = disk.decode(header(1, 0), 512, 0);
         assert_eq!(refused, Err(Refusal::IoError));
+        for kind in [11, 13] {
+            let refused = disk.decode(header(kind, 0), 16, 0);
+            assert_eq!(refused, Err(Refusal::IoError));
+        }
         assert!(disk.decode(header(0, 0), 0, 512).is_ok());
         assert_eq!(disk.decode(header(4, 0), 0, 0), Ok(Request::Flush));
+    }
+
+    fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
+        [
+            sector.to_le_bytes().as_slice(),
+            &sectors.to_le_bytes(),
+            &flags.to_le_bytes(),
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn ranges_are_whole_and_not_too_many() {
+        let all = u64::from(RANGES_MAX) * 16;
+        for (length, good) in [
+            (0, false),
+            (15, false),
+            (16, true),
+            (24, false),
+            (all, true),
+            (all + 16, false),
+        ] {
+            for (kind, request) in [(11, Request::Discard), (13, Request::WriteZeroes)] {
+                let expected = if good {
+                    Ok(request)
+                } else {
+                    Err(Refusal::IoError)
+                };
+                assert_eq!(
+                    DISK.decode(header(kind, 0), length, 0),
+                    expected,
+                    "{length}"
+                );
+            }
+        }
+    }
+
+    /// virtio 1.3 §5.2.6.2: "The device MUST set the status byte to VIRTIO_BLK_S_UNSUPP for discard,
+    /// secure erase and write zeroes commands if any unknown flag is set. Furthermore, the device
+    /// MUST set the status byte to VIRTIO_BLK_S_UNSUPP for discard commands if the unmap flag is set."
+    #[test]
+    fn flags_that_are_reserved_are_not_supported() {
+        for (request, flags, good) in [
+            (Request::Discard, 0, true),
+            (Request::Discard, 1, false),
+            (Request::WriteZeroes, 0, true),
+            (Request::WriteZeroes, 1, true),
+            (Request::WriteZeroes, 2, false),
+            (Request::WriteZeroes, 1 << 31 | 1, false),
+        ] {
+            let decoded = DISK.ranges(&request, &range(1, 2, flags));
+            let unmap = flags == 1;
+            let (offset, length) = (512, 1024);
+            let expected = if good {
+                Ok(vec![Range {
+                    offset,
+                    length,
+                    unmap,
+                }])
+            } else {
+                Err(Refusal::Unsupported)
+            };
+            assert_eq!(decoded, expected, "{request:?} {flags:#x}");
+        }
+    }
+
+    #[test]
+    fn ranges_outside_of_the_disk_are_refused_all_together() {
+        for (sector, sectors) in [
+            (8, 1),
+            (7, 2),
+            (0, 9),
+            (u64::MAX, 1),
+            (1 << 55, 1),
+            (0, u32::MAX),
+        ] {
+            let data = [range(0, 1, 0), range(sector, sectors, 0)].concat();
+            let refused = DISK.ranges(&Request::WriteZeroes, &data);
+            assert_eq!(refused, Err(Refusal::IoError), "{sector} {sectors}");
+        }
+        assert!(DISK.ranges(&Request::Discard, &range(8, 0, 0)).is_ok());
+        let large = Disk {
+            capacity: u64::MAX / SECTOR * SECTOR,
+            ..DISK
+        };
+        assert!(
+            large
+                .ranges(&Request::Discard, &range(7, RANGE_MAX, 0))
+                .is_ok()
+        );
+        assert!(
+            large
+                .ranges(&Request::Discard, &range(7, RANGE_MAX + 1, 0))
+                .is_err()
+        );
     }
 
     #[test]
