@@ -116,6 +116,7 @@ impl Machine {
             disks: self.disks,
             nics: self.nics,
             shares: Vec::new(),
+            balloon: false,
             entropy_limit: RateLimit::default(),
         };
         let (control, theirs) = Channel::pair().expect("make a socket pair");

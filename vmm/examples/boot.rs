@@ -117,6 +117,7 @@ fn config(args: &Args) -> anyhow::Result<VmConfig<OwnedFd>> {
         disks: writable.chain(read_only).collect::<Result<_, _>>()?,
         nics: Vec::new(),
         shares: Vec::new(),
+        balloon: false,
         entropy_limit: RateLimit::default(),
     })
 }

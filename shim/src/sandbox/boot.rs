@@ -193,6 +193,7 @@ impl Booting {
                 daemon: connection,
                 tag: SHARE_TAG.into(),
             }],
+            balloon: false,
             entropy_limit: RateLimit::default(),
         })?;
 

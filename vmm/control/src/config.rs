@@ -38,6 +38,9 @@ pub struct VmConfig<F> {
     pub nics: Vec<Nic<F>>,
     /// Directories shared by a vhost-user file-system daemon.
     pub shares: Vec<Share<F>>,
+    /// Whether there is a memory balloon, through which free memory goes back to the host.
+    #[serde(default)]
+    pub balloon: bool,
     /// How much entropy the guest may draw.
     #[serde(default)]
     pub entropy_limit: RateLimit,
@@ -198,6 +201,7 @@ impl<F> VmConfig<F> {
                     })
                 })
                 .collect::<Result<_, E>>()?,
+            balloon: self.balloon,
             entropy_limit: self.entropy_limit,
         })
     }
@@ -286,6 +290,7 @@ mod tests {
                 daemon: file(),
                 tag: "hull".into(),
             }],
+            balloon: true,
             entropy_limit: RateLimit::default(),
         }
     }

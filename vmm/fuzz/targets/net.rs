@@ -57,7 +57,8 @@ fn request(bytes: &mut Unstructured<'_>) -> Result<Vec<u8>> {
 fuzz_target!(|bytes: &[u8]| {
     let mut bytes = Unstructured::new(bytes);
     let (tap, mut host) = wire();
-    let mut net = Net::new([2, 0, 0, 0, 0, 1], Some(1500), Limits::default()).expect("a proper address");
+    let mut net =
+        Net::new([2, 0, 0, 0, 0, 1], Some(1500), Limits::default()).expect("a proper address");
     net.plug(tap).expect("the wire takes any offload");
     let mut guest = Guest::new(net);
     while !bytes.is_empty() {

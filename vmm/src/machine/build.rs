@@ -20,6 +20,7 @@ use crate::loader::cmdline;
 use crate::loader::initrd::{self, InitrdError};
 use crate::memory::{self, MemoryError, Ram};
 use crate::rate_limit::RateLimiter;
+use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::Blk;
 use crate::virtio::device::Device;
 use crate::virtio::fs::{Fs, FsError};
@@ -98,6 +99,9 @@ pub(super) type SharedVsock = Arc<Mutex<Mmio<Vsock>>>;
 /// A network card, likewise.
 pub(super) type SharedNic = Arc<Mutex<Mmio<Net<TapFile>>>>;
 
+/// The balloon, likewise.
+pub(super) type SharedBalloon = Arc<Mutex<Mmio<Balloon>>>;
+
 /// A machine that is ready to run.
 pub(super) struct Machine {
     pub(super) vcpus: Vec<Vcpu>,
@@ -105,6 +109,7 @@ pub(super) struct Machine {
     pub(super) ports: Mutex<Ports>,
     pub(super) vsock: SharedVsock,
     pub(super) nics: Vec<SharedNic>,
+    pub(super) balloon: Option<SharedBalloon>,
 }
 
 pub(super) fn build(
@@ -165,6 +170,10 @@ pub(super) fn build(
         let fs = Fs::new(share.daemon, &tag).map_err(|source| BuildError::Share { tag, source })?;
         slots.push(slot(fs, &ram)?);
     }
+    let balloon = (config.balloon)
+        .then(|| slot(Balloon::new(), &ram))
+        .transpose()?;
+    slots.extend(balloon.clone().map(|balloon| balloon as SharedSlot));
     let bus = Bus::new(arch::DEVICE_BASE, slots);
     connect(&vm, &bus)?;
     let serial = (config.serial)
@@ -184,6 +193,7 @@ pub(super) fn build(
         ports: Mutex::new(Ports::new(serial)),
         vsock,
         nics,
+        balloon,
     })
 }
 

@@ -68,6 +68,7 @@ pub(super) fn check<F>(config: &VmConfig<F>) -> Result<(), ConfigError> {
         return Err(ConfigError::Serial(disk.serial.clone()));
     }
     let configured = config.disks.len() + config.nics.len() + config.shares.len();
+    let configured = configured + usize::from(config.balloon);
     let devices = configured + STANDARD_DEVICES;
     match arch::MAX_DEVICES {
         most if devices > most => Err(ConfigError::Devices { devices, most }),
@@ -93,6 +94,7 @@ mod tests {
             disks: vec![],
             nics: vec![],
             shares: vec![],
+            balloon: false,
             entropy_limit: RateLimit::default(),
         }
     }

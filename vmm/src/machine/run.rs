@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use vmm_control::{Channel, Event, ExitReason, ReceiveError, Request};
 
-use super::build::{self, Machine, SharedNic, SharedVsock};
+use super::build::{self, Machine, SharedBalloon, SharedNic, SharedVsock};
 use super::counters::Counters;
 use super::vcpus::{Context, Vcpus};
 use crate::bus::{Bus, Slot};
@@ -54,6 +54,7 @@ pub(super) fn run(
         ports,
         vsock,
         nics,
+        balloon,
     } = machine;
     control
         .set_nonblocking()
@@ -82,7 +83,9 @@ pub(super) fn run(
             match token {
                 Token::Bell => break 'machine vcpus.reason(),
                 Token::Control => {
-                    if let Some(reason) = serve_control(control, counters, &vsock, &nics) {
+                    if let Some(reason) =
+                        serve_control(control, counters, &vsock, &nics, balloon.as_ref())
+                    {
                         break 'machine reason;
                     }
                 }
@@ -121,6 +124,7 @@ fn serve_control(
     counters: &Counters,
     vsock: &SharedVsock,
     nics: &[SharedNic],
+    balloon: Option<&SharedBalloon>,
 ) -> Option<ExitReason> {
     for _ in 0..REQUESTS {
         match control.receive() {
@@ -136,6 +140,13 @@ fn serve_control(
                     slot.device().connect(port, socket);
                 }
                 slot.backend_ready();
+            }
+            Ok((Request::Balloon { mib }, _)) => {
+                if let Some(balloon) = balloon {
+                    let mut slot = balloon.lock().unwrap_or_else(PoisonError::into_inner);
+                    slot.device().set_target(mib);
+                    slot.config_changed();
+                }
             }
             Ok((Request::Plug { nic }, fds)) => {
                 let plugged = plug(nics.get(nic), fds);
