@@ -229,6 +229,24 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_earns_a_burst_and_no_more() {
+        let start = Instant::now();
+        let mut bucket = Bucket::full(bucket(1000, 5), start);
+        bucket.fill(start + Duration::from_secs(3600));
+        bucket.spend(5);
+        assert!(bucket.debt().is_zero());
+        bucket.spend(1);
+        assert_eq!(bucket.debt(), Duration::from_millis(1));
+    }
+
+    #[test]
+    fn a_part_of_a_nanosecond_is_waited_for_as_a_whole_one() {
+        let mut bucket = Bucket::full(bucket(3, 0), Instant::now());
+        bucket.spend(1);
+        assert_eq!(bucket.debt(), Duration::from_nanos(333_333_334));
+    }
+
+    #[test]
     fn the_largest_debt_at_the_lowest_rate_is_a_very_long_wait() {
         let now = Instant::now();
         let mut bucket = Bucket::full(bucket(1, 0), now);
@@ -239,8 +257,8 @@ mod tests {
     }
 
     proptest! {
-        /// In any span of time no more passes than the burst, what the time brings, and one
-        /// operation; and a device that always wants more gets all of that.
+        /// No more passes than the burst, what the time brings, and one operation; and who waits as
+        /// long as he is told waits not a nanosecond too long.
         #[test]
         fn what_passes_is_the_burst_and_the_rate(
             per_second in prop_oneof![1..1000_u64, 1..u64::from(u32::MAX)],

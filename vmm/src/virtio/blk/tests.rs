@@ -211,7 +211,7 @@ fn the_serial_number_is_padded_to_20_bytes() {
 
 #[test]
 fn chains_without_header_or_status_or_outside_of_memory_break_the_queue() {
-    let header = header(IN, 0);
+    let (header, flush) = (header(IN, 0), header(4, 0));
     for buffers in [
         [Buffer::Readable(&header), Buffer::Readable(b"no status")],
         [Buffer::Readable(b"short"), Buffer::Writable(513)],
@@ -220,12 +220,15 @@ fn chains_without_header_or_status_or_outside_of_memory_break_the_queue() {
             Buffer::Readable(&header),
             Buffer::Raw(u64::MAX - 600, 513, 2),
         ],
+        // Nobody waits for the file to find that out.
+        [Buffer::Readable(&flush), Buffer::Raw(1 << 40, 1, 2)],
     ] {
         let (mut blk, _file) = disk(false);
         let mut driver = Driver::new(&[QUEUE_SIZE]);
         driver.add(0, &buffers);
         let served = blk.serve(0, &mut driver.queues());
         assert!(matches!(served, Err(DeviceError::Queue(_))), "{buffers:?}");
+        assert_eq!(in_flight(&blk), 0, "{buffers:?}");
     }
 }
 
