@@ -24,6 +24,7 @@ test: ## Everything: check, unit, vm-test
 
 check: ## Formatting, lints, documentation
 	cargo fmt --all --check
+	cargo fmt --manifest-path vmm/fuzz/Cargo.toml --check
 	cargo clippy --quiet --locked --workspace --all-targets -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --quiet --locked --workspace --no-deps
 
