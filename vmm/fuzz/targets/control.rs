@@ -1,4 +1,5 @@
-//! The control socket: a first packet of anything, with descriptors of any kind.
+//! The control socket: packets of anything, with descriptors of any kind, as the first of a machine and
+//! while it runs.
 #![no_main]
 
 use std::fs::{self, File};
@@ -8,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use arbitrary::{Result, Unstructured};
-use hull_vmm::machine;
+use hull_vmm::machine::{self, testing::Headless};
 use libfuzzer_sys::fuzz_target;
 use rustix::fs::MemfdFlags;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -49,26 +50,47 @@ fn open_descriptors() -> usize {
     fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
 
-fn play(bytes: &mut Unstructured<'_>) -> Result<()> {
+/// A request to a machine that runs, or nearly one.
+fn request(bytes: &mut Unstructured<'_>) -> Result<Vec<u8>> {
+    let number: u64 = match bytes.int_in_range(0..=3)? {
+        0 => bytes.arbitrary()?,
+        _ => bytes.int_in_range(0..=2)?,
+    };
+    Ok(match bytes.int_in_range(0..=7)? {
+        0 => boot(bytes)?,
+        1 => br#""Counters""#.to_vec(),
+        2 => br#""Stop""#.to_vec(),
+        3 => format!(r#"{{"Plug":{{"nic":{number}}}}}"#).into_bytes(),
+        4 => format!(r#"{{"Balloon":{{"mib":{number}}}}}"#).into_bytes(),
+        5 => bytes.bytes(bytes.len().min(64))?.to_vec(),
+        _ => format!(r#"{{"Connect":{{"port":{number}}}}}"#).into_bytes(),
+    })
+}
+
+fn send(shim: &Channel, packet: &[u8], bytes: &mut Unstructured<'_>) -> Result<()> {
     let descriptors = bytes.int_in_range(0..=8)?;
     let fds: Vec<OwnedFd> = (0..descriptors)
         .map(|_| descriptor(bytes))
         .collect::<Result<_>>()?;
-    let packet = if bytes.ratio(3, 4)? {
-        boot(bytes)?
-    } else {
-        bytes.bytes(bytes.len())?.to_vec()
-    };
-
-    let (shim, vmm) = Channel::pair().expect("sockets");
     let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() {
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
     }
-    let iov = [IoSlice::new(&packet)];
-    sendmsg(&shim, &iov, &mut ancillary, SendFlags::empty()).expect("it is connected");
+    let iov = [IoSlice::new(packet)];
+    sendmsg(shim, &iov, &mut ancillary, SendFlags::empty()).expect("it is connected");
+    Ok(())
+}
+
+fn first(bytes: &mut Unstructured<'_>) -> Result<()> {
+    let packet = if bytes.ratio(3, 4)? {
+        boot(bytes)?
+    } else {
+        bytes.bytes(bytes.len() / 2)?.to_vec()
+    };
+    let (shim, vmm) = Channel::pair().expect("sockets");
+    send(&shim, &packet, bytes)?;
     // None of the descriptors is KVM: whatever was asked for, there is no machine.
     let reason = machine::run(vmm);
     assert!(matches!(reason, ExitReason::Failed(_)), "{reason:?}");
@@ -77,8 +99,25 @@ fn play(bytes: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
+fn later(bytes: &mut Unstructured<'_>) -> Result<()> {
+    let (shim, vmm) = Channel::pair().expect("sockets");
+    let machine = Headless::new(vmm);
+    while !bytes.is_empty() {
+        let packet = request(bytes)?;
+        send(&shim, &packet, bytes)?;
+        if machine.serve().is_some() {
+            break;
+        }
+    }
+    Ok(())
+}
+
 fuzz_target!(|bytes: &[u8]| {
     let before = open_descriptors();
-    let _ = play(&mut Unstructured::new(bytes));
+    let mut bytes = Unstructured::new(bytes);
+    let _ = match bytes.arbitrary() {
+        Ok(true) => first(&mut bytes),
+        _ => later(&mut bytes),
+    };
     assert_eq!(open_descriptors(), before, "a descriptor leaks");
 });

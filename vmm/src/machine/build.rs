@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::config::{self, ConfigError};
 use super::counters::Counters;
+use super::run::Reach;
 use crate::arch::{self, ArchError, KernelError};
 use crate::backend::image::{Image, ImageError};
 use crate::backend::tap::{TapError, TapFile};
@@ -107,9 +108,7 @@ pub(super) struct Machine {
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) bus: Bus,
     pub(super) ports: Mutex<Ports>,
-    pub(super) vsock: SharedVsock,
-    pub(super) nics: Vec<SharedNic>,
-    pub(super) balloon: Option<SharedBalloon>,
+    pub(super) reach: Reach,
 }
 
 pub(super) fn build(
@@ -191,9 +190,11 @@ pub(super) fn build(
         vcpus,
         bus,
         ports: Mutex::new(Ports::new(serial)),
-        vsock,
-        nics,
-        balloon,
+        reach: Reach {
+            vsock,
+            nics,
+            balloon,
+        },
     })
 }
 
@@ -257,9 +258,9 @@ fn serial(vm: &Vm, output: OwnedFd) -> Result<Serial, BuildError> {
 }
 
 /// Hands the guest's connections to the shim.
-struct ControlDialler {
-    control: Arc<Channel>,
-    counters: Arc<Counters>,
+pub(super) struct ControlDialler {
+    pub(super) control: Arc<Channel>,
+    pub(super) counters: Arc<Counters>,
 }
 
 impl Dialler for ControlDialler {

@@ -14,6 +14,8 @@ mod build;
 mod config;
 mod counters;
 mod run;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod vcpus;
 
 use std::os::fd::OwnedFd;
