@@ -83,6 +83,8 @@ pub struct Blk {
     limit: RateLimiter,
     queue_sizes: Vec<u16>,
     lanes: Vec<Lane>,
+    /// Which lane is served first: the limit may leave nothing for those behind it.
+    first: usize,
     /// Rung by workers.
     bell: OwnedFd,
     /// Of the bell and the limit's timer.
@@ -97,6 +99,8 @@ struct Lane {
     worker: Worker,
     /// By head: where the status of the request that the worker has goes.
     in_flight: Vec<Option<GuestAddress>>,
+    /// Whether it has chains, or may have, that the limit held back. The driver need not tell again.
+    due: bool,
 }
 
 /// What becomes of a request.
@@ -153,6 +157,7 @@ impl Blk {
                 Ok(Lane {
                     worker: Worker::start(name, &bell, move |job| run(&image, job))?,
                     in_flight: vec![None; QUEUE_SIZE.into()],
+                    due: false,
                 })
             })
             .collect::<io::Result<_>>()?;
@@ -163,6 +168,7 @@ impl Blk {
             limit,
             queue_sizes: vec![QUEUE_SIZE; queues.into()],
             lanes,
+            first: 0,
             bell,
             epoll,
             write_through: false,
@@ -214,6 +220,35 @@ impl Blk {
                 Ok(REQUEST_COST)
             }
         }
+    }
+
+    /// Gives every queue that has something, as far as is known, its turn.
+    fn serve_due(&mut self, queues: &mut Queues<'_>) -> Result<(), QueueError> {
+        let count = self.lanes.len();
+        for index in (self.first..count).chain(0..self.first) {
+            if self.lanes[index].due {
+                self.serve_lane(index, queues)?;
+            }
+        }
+        self.first = (self.first + 1) % count;
+        Ok(())
+    }
+
+    fn serve_lane(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), QueueError> {
+        let mut left = TURN;
+        while left > 0
+            && self.limit.ready()
+            && let Some(chain) = queues.pop(index)?
+        {
+            left = left.saturating_sub(self.begin(index, queues, chain)?);
+        }
+        self.lanes[index].due = self.limit.is_waiting();
+        // If chains are left, this makes the queue ready again at once. Over the limit, the timer
+        // does.
+        if !self.lanes[index].due {
+            queues.listen(index)?;
+        }
+        queues.notify(index)
     }
 
     fn decide(&self, ram: &Ram, parts: Parts) -> Next {
@@ -335,6 +370,7 @@ impl Device for Blk {
         for lane in &mut self.lanes {
             lane.worker.forget();
             lane.in_flight.fill(None);
+            lane.due = false;
         }
         let deadline = Instant::now() + PATIENCE;
         for lane in &self.lanes {
@@ -344,19 +380,10 @@ impl Device for Blk {
     }
 
     fn serve(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
-        let mut left = TURN;
-        while left > 0
-            && self.limit.ready()
-            && let Some(chain) = queues.pop(index)?
-        {
-            left = left.saturating_sub(self.begin(index, queues, chain)?);
+        if let Some(lane) = self.lanes.get_mut(index) {
+            lane.due = true;
         }
-        // If chains are left, this makes the queue ready again at once. Over the limit, the timer
-        // does.
-        if !self.limit.is_waiting() {
-            queues.listen(index)?;
-        }
-        Ok(queues.notify(index)?)
+        Ok(self.serve_due(queues)?)
     }
 
     fn backend(&self) -> Option<BorrowedFd<'_>> {
@@ -365,12 +392,7 @@ impl Device for Blk {
 
     fn serve_backend(&mut self, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
         self.finish(queues)?;
-        if self.limit.is_waiting() {
-            for index in 0..self.lanes.len() {
-                self.serve(index, queues)?;
-            }
-        }
-        Ok(())
+        Ok(self.serve_due(queues)?)
     }
 }
 
