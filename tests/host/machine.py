@@ -41,7 +41,10 @@ class Shape:
         processor = {"tcg": "EPYC-Rome,+svm,+npt", "kvm": "host,migratable=on"}[self.accelerator]
         accelerator = {"tcg": "tcg,thread=multi,tb-size=1024", "kvm": "kvm"}[self.accelerator]
         # Huge pages: docs/test-host.md, "What goes wrong".
-        words = "console=ttyS0 panic=-1 quiet mitigations=off transparent_hugepage=never"
+        words = (
+            "console=ttyS0 panic=-1 quiet mitigations=off transparent_hugepage=never"
+            " sysctl.vm.compaction_proactiveness=0"
+        )
         words += " docker" if self.docker else ""
         return [
             f"{root}/qemu/run",
