@@ -88,9 +88,11 @@ async fn start(flags: &Flags) -> anyhow::Result<()> {
 
 /// Where the shim of the sandbox listens that the container joins, if it joins one.
 fn joined(flags: &Flags) -> anyhow::Result<Option<String>> {
-    let config = Config::load()?;
     let bundle = std::env::current_dir().context("find the bundle")?;
-    let spec = bundle::load(&bundle)?;
+    // What may be wrong with either is Create's to say.
+    let (Ok(config), Ok(spec)) = (Config::load(), bundle::load(&bundle)) else {
+        return Ok(None);
+    };
     let sandbox = grouping::sandbox(&spec, &config.state, &flags.namespace)?;
     Ok(sandbox.and_then(|sandbox| sandbox.address()))
 }
