@@ -120,7 +120,8 @@ async fn delete(flags: &Flags) -> anyhow::Result<()> {
         "" => std::env::current_dir().context("find the bundle")?,
         bundle => PathBuf::from(bundle),
     };
-    let state = StateDir::at(&config.state, &flags.namespace, &flags.id)?;
+    let own = StateDir::at(&config.state, &flags.namespace, &flags.id)?;
+    let state = own.sandbox();
     let socket = std::fs::read_to_string(bundle.join(ADDRESS_FILE)).ok();
     let socket = socket.map(|address| socket_path(address.trim()));
     let served = socket
@@ -131,8 +132,9 @@ async fn delete(flags: &Flags) -> anyhow::Result<()> {
         rootfs::unmount(&bundle.join("rootfs"))?;
     } else {
         // What was deleted in order has no folder any more, and its hooks have run.
-        let was_there = state.path().exists();
+        let was_there = own.path().exists() || own.path().is_symlink();
         cleanup::clean_up(&state, &bundle)?;
+        state.forget_member(&flags.id);
         if was_there {
             run_poststop(&bundle, &flags.id).await;
         }

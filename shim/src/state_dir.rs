@@ -258,14 +258,49 @@ impl StateDir {
         fs::read_to_string(self.path.join("address")).ok()
     }
 
+    /// Notes that container `id` has joined the sandbox, so that its part is found after a crash: a
+    /// link beside the folder.
+    ///
+    /// # Errors
+    /// When it cannot be noted.
+    pub fn note_member(&self, id: &str) -> Result<(), StateError> {
+        let path = self.path.with_file_name(id);
+        let name = self.path.file_name().unwrap_or_default();
+        std::os::unix::fs::symlink(name, &path).map_err(|source| StateError::Make { path, source })
+    }
+
+    /// Forgets what [`StateDir::note_member`] has noted.
+    pub fn forget_member(&self, id: &str) {
+        let path = self.path.with_file_name(id);
+        if path.is_symlink() {
+            let _ = fs::remove_file(&path);
+            // The namespace's folder goes with what was last in it.
+            let _ = path.parent().map(fs::remove_dir);
+        }
+    }
+
+    /// The folder of the sandbox that this container has joined; its own if it has joined none.
+    #[must_use]
+    pub fn sandbox(&self) -> Self {
+        match fs::read_link(&self.path) {
+            Ok(name) => Self {
+                path: self.path.with_file_name(name),
+            },
+            Err(_) => self.clone(),
+        }
+    }
+
     /// The sandboxes of a containerd namespace that there are.
     #[must_use]
     pub fn all(state: &Path, namespace: &str) -> Vec<Self> {
         let folders = fs::read_dir(state.join(namespace)).into_iter().flatten();
         folders
             .filter_map(|folder| {
-                let name = folder.ok()?.file_name();
-                Self::at(state, namespace, name.to_str()?).ok()
+                let folder = folder.ok()?;
+                if !folder.file_type().ok()?.is_dir() {
+                    return None;
+                }
+                Self::at(state, namespace, folder.file_name().to_str()?).ok()
             })
             .collect()
     }
@@ -410,6 +445,24 @@ mod tests {
         state.remove().unwrap();
         state.remove().unwrap();
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_container_that_has_joined_a_sandbox_leads_to_it() {
+        let (root, state) = state();
+        state.note_member("ebb").unwrap();
+        let ebb = StateDir::at(root.path(), "default", "ebb").unwrap();
+        assert_eq!(ebb.sandbox().path(), state.path());
+        assert_eq!(state.sandbox().path(), state.path());
+        let all = StateDir::all(root.path(), "default");
+        assert_eq!(all.len(), 1, "{all:?}");
+        ebb.remove().unwrap();
+        assert!(state.path().exists());
+        state.note_member("ebb").unwrap();
+        state.forget_member("ebb");
+        state.forget_member("tide");
+        assert_eq!(ebb.sandbox().path(), ebb.path());
+        assert!(state.path().exists());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use hull_tests::{Container, Host, command};
+use hull_tests::{Container, Host, command, wait};
 
 /// Options of `ctr run` to join these namespaces of the container's.
 fn joining(container: &Container<'_>, kinds: &[&str]) -> Vec<String> {
@@ -104,6 +104,30 @@ fn the_machine_stays_for_those_that_are_left_in_it() {
     second.wait_until_stopped();
     second.remove();
     assert_eq!(machines(), 0);
+}
+
+#[test]
+fn a_killed_shim_takes_those_along_that_have_joined() {
+    let host = Host::take();
+    let first = host.container("first").start(&["sleep", "1000"]);
+    let options = joining(&first, &["network"]);
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let second = host.container("second").options(&options);
+    let second = second.start(&["sleep", "1000"]);
+    first.kill("SIGKILL");
+    first.wait_until_stopped();
+    first.remove();
+
+    let killed = command("pkill", &["-KILL", "-f", "hull-v2.*-id first"], b"");
+    assert_eq!(killed.status, 0, "{killed:#?}");
+
+    wait::until("containerd gives the task up", || {
+        second
+            .listed()
+            .is_none_or(|line| line[2] == "STOPPED")
+            .then_some(())
+    });
+    assert_eq!(host.ctr(&["container", "rm", "second"]).status, 0);
 }
 
 #[test]

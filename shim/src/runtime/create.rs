@@ -163,6 +163,8 @@ impl Runtime {
         StateDir::at("".as_ref(), &self.0.namespace, &request.id)
             .map_err(|e| TaskError::failed(&e))?;
         let created = async {
+            let noted = sandbox.state.note_member(&request.id);
+            noted.map_err(|e| TaskError::failed(&e))?;
             wanted.share(request, &sandbox.state)?;
             let pause = pause_process::start(sandbox.cards.namespace()).await;
             let pause = Supervised::new("pause", pause.map_err(|e| TaskError::failed(&e))?);
@@ -186,6 +188,7 @@ impl Runtime {
                 if let Err(e) = rootfs::unshare(&sandbox.state, &request.id) {
                     warn!("clean up after a failed create: {}", chain(&e));
                 }
+                sandbox.state.forget_member(&request.id);
                 Err(error)
             }
         }

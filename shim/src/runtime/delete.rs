@@ -85,6 +85,7 @@ impl Runtime {
             // What a Delete before this one may have failed to remove, and the bundle's mounts.
             cleanup::clean_up(&state, &bundle).map_err(|e| TaskError::failed(&e))?;
         }
+        state.forget_member(id);
         self.members().forget(id);
         self.publish(TaskEvent::Delete(event::TaskDelete {
             container_id: id.to_owned(),
