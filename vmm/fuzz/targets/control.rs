@@ -9,7 +9,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use arbitrary::{Result, Unstructured};
-use hull_vmm::jail::Filters;
 use hull_vmm::machine::{self, testing::Headless};
 use libfuzzer_sys::fuzz_target;
 use rustix::fs::MemfdFlags;
@@ -93,7 +92,7 @@ fn first(bytes: &mut Unstructured<'_>) -> Result<()> {
     let (shim, vmm) = Channel::pair().expect("sockets");
     send(&shim, &packet, bytes)?;
     // None of the descriptors is KVM: whatever was asked for, there is no machine.
-    let reason = machine::run(vmm, Filters::unjailed());
+    let reason = machine::run(vmm);
     assert!(matches!(reason, ExitReason::Failed(_)), "{reason:?}");
     let (last, _) = shim.receive::<Event>().expect("the VMM says why");
     assert!(matches!(last, Event::Exited { .. }), "{last:?}");
