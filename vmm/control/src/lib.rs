@@ -24,7 +24,6 @@ mod message;
 
 pub use channel::{Channel, ReceiveError, SendError};
 pub use config::{
-    DescriptorError, Disk, FdIndex, MacAddress, MacAddressError, Nic, RateLimit, Share,
-    TokenBucket, VmConfig,
+    DescriptorError, Disk, FdIndex, MacAddress, MacAddressError, Nic, Share, VmConfig,
 };
 pub use message::{Counters, Event, ExitReason, Request};

@@ -68,7 +68,6 @@ pub(super) fn check<F>(config: &VmConfig<F>) -> Result<(), ConfigError> {
         return Err(ConfigError::Serial(disk.serial.clone()));
     }
     let configured = config.disks.len() + config.nics.len() + config.shares.len();
-    let configured = configured + usize::from(config.balloon);
     let devices = configured + STANDARD_DEVICES;
     match arch::MAX_DEVICES {
         most if devices > most => Err(ConfigError::Devices { devices, most }),
@@ -78,7 +77,7 @@ pub(super) fn check<F>(config: &VmConfig<F>) -> Result<(), ConfigError> {
 
 #[cfg(test)]
 mod tests {
-    use vmm_control::{Disk, RateLimit};
+    use vmm_control::Disk;
 
     use super::*;
 
@@ -94,8 +93,6 @@ mod tests {
             disks: vec![],
             nics: vec![],
             shares: vec![],
-            balloon: false,
-            entropy_limit: RateLimit::default(),
         }
     }
 
@@ -104,7 +101,6 @@ mod tests {
             file: (),
             read_only: true,
             serial: serial.into(),
-            rate_limit: RateLimit::default(),
         }
     }
 
