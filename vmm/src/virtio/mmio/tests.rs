@@ -1,0 +1,257 @@
+//! Every register in every state.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::*;
+use crate::memory;
+use crate::virtio::device::DeviceId;
+use crate::virtio::queue::QueueError;
+use vm_memory::GuestAddress;
+
+/// A device that counts what it is told.
+#[derive(Default)]
+struct Probe {
+    activations: usize,
+    served: usize,
+    resets: usize,
+    broken: bool,
+    backend: Option<UnixStream>,
+}
+
+impl Device for Probe {
+    fn id(&self) -> DeviceId {
+        DeviceId::Entropy
+    }
+    fn queue_sizes(&self) -> &[u16] {
+        &[16, 8]
+    }
+    fn features(&self) -> u64 {
+        1 << 3
+    }
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        for (index, byte) in data.iter_mut().enumerate() {
+            *byte = u8::try_from(offset.saturating_add(index)).unwrap_or(0);
+        }
+    }
+    fn activate(&mut self, _: u64, _: &mut Queues<'_>) -> Result<(), DeviceError> {
+        self.activations += 1;
+        Ok(())
+    }
+    fn reset(&mut self) {
+        self.resets += 1;
+    }
+    fn backend(&self) -> Option<BorrowedFd<'_>> {
+        self.backend.as_ref().map(AsFd::as_fd)
+    }
+    fn serve(&mut self, index: usize, _: &mut Queues<'_>) -> Result<(), DeviceError> {
+        self.served += 1;
+        if self.broken {
+            return Err(QueueError::Chain {
+                index,
+                what: "broken",
+            }
+            .into());
+        }
+        Ok(())
+    }
+}
+
+fn device() -> Mmio<Probe> {
+    let ram = memory::allocate(&[(GuestAddress(0), 1 << 20)]).unwrap();
+    Mmio::new(Probe::default(), ram).unwrap()
+}
+
+fn get(mmio: &mut Mmio<Probe>, offset: u64) -> u32 {
+    let mut data = [0; 4];
+    mmio.read(offset, &mut data);
+    u32::from_le_bytes(data)
+}
+
+fn set(mmio: &mut Mmio<Probe>, offset: u64, value: u32) {
+    mmio.write(offset, &value.to_le_bytes());
+}
+
+/// Brings a fresh device to `status`, with both queues ready from `DRIVER_OK` on.
+fn at(status: u32) -> Mmio<Probe> {
+    let mut mmio = device();
+    advance(&mut mmio, status);
+    mmio
+}
+
+fn advance(mmio: &mut Mmio<Probe>, status: u32) {
+    for step in [1, 3, 11, 15] {
+        if step > status {
+            break;
+        }
+        if step == 11 {
+            set(mmio, DRIVER_FEATURES_SEL, 1);
+            set(mmio, DRIVER_FEATURES, 1);
+        }
+        if step == 15 {
+            for (queue, base) in [(0, 0x1000), (1, 0x4000)] {
+                set(mmio, QUEUE_SEL, queue);
+                set(mmio, QUEUE_SIZE, 8);
+                set(mmio, QUEUE_DESC_LOW, base);
+                set(mmio, QUEUE_DRIVER_LOW, base + 0x1000);
+                set(mmio, QUEUE_DEVICE_LOW, base + 0x2000);
+                set(mmio, QUEUE_READY, 1);
+            }
+        }
+        set(mmio, STATUS, step);
+    }
+    assert_eq!(get(mmio, STATUS), status);
+}
+
+const STATES: [u32; 5] = [0, 1, 3, 11, 15];
+const VALUES: [u32; 7] = [0, 1, 2, 7, 8, 0xffff, u32::MAX];
+
+#[test]
+fn the_magic_version_and_device_are_there_in_every_state() {
+    for state in STATES {
+        let mut mmio = at(state);
+        assert_eq!(get(&mut mmio, MAGIC_VALUE), u32::from_le_bytes(*b"virt"));
+        assert_eq!(get(&mut mmio, VERSION), 2);
+        assert_eq!(get(&mut mmio, DEVICE_ID), 4);
+    }
+}
+
+#[test]
+fn no_register_at_any_width_in_any_state_panics_or_leaves_the_state_machine() {
+    for state in STATES {
+        for offset in (0..0x200).chain([u64::MAX, u64::MAX - 0xff]) {
+            for value in VALUES {
+                for width in [1, 2, 4, 8] {
+                    let mut mmio = at(state);
+                    let bytes = [value.to_le_bytes(), value.to_le_bytes()].concat();
+                    mmio.write(offset, &bytes[..width]);
+                    mmio.read(offset, &mut [0; 8][..width]);
+                    mmio.kicked(0);
+                    mmio.kicked(9);
+                    let live = mmio.status.is_live();
+                    assert!(
+                        live || mmio.device.served == 0,
+                        "{state} {offset:#x} {value:#x}"
+                    );
+                    let after = mmio.status.bits();
+                    let expected = if offset == STATUS && width == 4 {
+                        let mut status = at(state).status;
+                        status.write(value, mmio_acceptable(state));
+                        status.bits()
+                    } else {
+                        state
+                    };
+                    assert_eq!(after & !crate::virtio::status::NEEDS_RESET, expected & !64);
+                }
+            }
+        }
+    }
+}
+
+/// Whether the device's features were chosen on the way to `state`.
+fn mmio_acceptable(state: u32) -> bool {
+    state >= 11
+}
+
+#[test]
+fn cve_2026_5747_a_live_queue_keeps_its_size_and_addresses() {
+    for (offset, value) in [
+        (QUEUE_SIZE, 16),
+        (QUEUE_READY, 0),
+        (QUEUE_DESC_LOW, 0x8000),
+        (QUEUE_DESC_HIGH, 1),
+        (QUEUE_DRIVER_LOW, 0x8000),
+        (QUEUE_DRIVER_HIGH, 1),
+        (QUEUE_DEVICE_LOW, 0x8000),
+        (QUEUE_DEVICE_HIGH, 1),
+    ] {
+        let mut mmio = at(15);
+        set(&mut mmio, QUEUE_SEL, 0);
+        let before = mmio.rings[0].state();
+        set(&mut mmio, offset, value);
+        assert_eq!(mmio.rings[0].state(), before, "{offset:#x}");
+    }
+}
+
+#[test]
+fn features_can_be_chosen_only_while_they_are_negotiated() {
+    for state in STATES {
+        let mut mmio = at(state);
+        let before = mmio.driver_features;
+        set(&mut mmio, DRIVER_FEATURES_SEL, 0);
+        set(&mut mmio, DRIVER_FEATURES, 1 << 3);
+        let chosen = mmio.driver_features != before;
+        assert_eq!(chosen, state == 3, "{state}");
+    }
+}
+
+#[test]
+fn a_feature_that_was_not_offered_is_not_accepted() {
+    let mut mmio = at(3);
+    set(&mut mmio, DRIVER_FEATURES_SEL, 1);
+    set(&mut mmio, DRIVER_FEATURES, 1 | 1 << 20);
+    set(&mut mmio, STATUS, 11);
+    assert_eq!(get(&mut mmio, STATUS), 3);
+}
+
+#[test]
+fn rings_outside_of_memory_need_a_reset_and_are_never_served() {
+    let mut mmio = at(11);
+    set(&mut mmio, QUEUE_SEL, 0);
+    set(&mut mmio, QUEUE_DESC_HIGH, 0x7fff_ffff);
+    set(&mut mmio, QUEUE_READY, 1);
+    set(&mut mmio, STATUS, 15);
+    mmio.kicked(0);
+    assert_eq!(
+        get(&mut mmio, STATUS),
+        15 | crate::virtio::status::NEEDS_RESET
+    );
+    assert_eq!((mmio.device.activations, mmio.device.served), (0, 0));
+}
+
+#[test]
+fn a_broken_queue_stops_the_device_until_a_reset() {
+    let mut mmio = at(15);
+    mmio.device.broken = true;
+    mmio.kicked(0);
+    mmio.kicked(0);
+    assert_eq!(mmio.device.served, 1);
+    set(&mut mmio, STATUS, 0);
+    assert_eq!((get(&mut mmio, STATUS), mmio.device.resets), (0, 1));
+    assert!(mmio.rings.iter().all(|ring| !ring.ready()));
+}
+
+#[test]
+fn a_backend_is_heard_only_while_its_device_is_live() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs.write_all(b"event").unwrap();
+    let mut mmio = device();
+    mmio.device.backend = Some(ours);
+    let heard = |mmio: &Mmio<Probe>| {
+        let backend = Slot::backend(mmio).unwrap();
+        let mut fds = [PollFd::new(&backend, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).unwrap() > 0
+    };
+    for _ in 0..2 {
+        for (status, live) in [(11, false), (15, true)] {
+            advance(&mut mmio, status);
+            assert_eq!(heard(&mmio), live, "{status}");
+        }
+        mmio.device.broken = true;
+        mmio.kicked(0);
+        assert!(!heard(&mmio), "it is broken");
+        mmio.device.broken = false;
+        set(&mut mmio, STATUS, 0);
+        assert!(!heard(&mmio), "it was reset");
+    }
+}
+
+#[test]
+fn the_configuration_space_begins_at_0x100() {
+    let mut mmio = at(0);
+    let mut data = [0; 2];
+    mmio.read(0x107, &mut data);
+    assert_eq!(data, [7, 8]);
+}
