@@ -208,6 +208,10 @@ impl<D: Device> Mmio<D> {
             Effect::Reset => self.reset(),
             Effect::Activate => self.activate(),
         }
+        // A driver may give up (`FAILED`) at any time; nobody serves the device then.
+        if !self.status.is_live() {
+            self.gate.close(self.device.backend());
+        }
     }
 
     fn activate(&mut self) {

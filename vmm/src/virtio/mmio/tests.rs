@@ -245,6 +245,11 @@ fn a_backend_is_heard_only_while_its_device_is_live() {
         mmio.device.broken = false;
         set(&mut mmio, STATUS, 0);
         assert!(!heard(&mmio), "it was reset");
+        // A driver that gives up is not served either: the loop would spin.
+        advance(&mut mmio, 15);
+        set(&mut mmio, STATUS, 15 | crate::virtio::status::FAILED);
+        assert!(!heard(&mmio), "its driver failed");
+        set(&mut mmio, STATUS, 0);
     }
 }
 
