@@ -11,7 +11,7 @@ BIN := $(TARGET_DIR)/$(TARGET)/release
 # keeps the flag away from build scripts and procedural macros.
 STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --release --locked --target $(TARGET)
 
-.PHONY: help demo test check unit vm-test conformance oci filesystem endurance build guest install clean
+.PHONY: help demo test check unit vm-test conformance oci filesystem endurance fuzz build guest install clean
 
 help: ## List the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -24,6 +24,7 @@ test: ## Everything: check, unit, vm-test
 
 check: ## Formatting, lints, documentation
 	cargo fmt --all --check
+	cargo fmt --manifest-path vmm/fuzz/Cargo.toml --check
 	cargo clippy --quiet --locked --workspace --all-targets -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --quiet --locked --workspace --no-deps
 
@@ -44,6 +45,9 @@ filesystem: ## fsx and POSIX cases in a container, on runc and on Hull, compared
 
 endurance: ## 200 lives of a container, 100 processes at once; half an hour
 	@tests/integration/run endurance:: --ignored
+
+fuzz: ## Hostile guests, daemons and packets, 5 seconds each (docs/fuzzing.md)
+	@vmm/fuzz/run
 
 build: ## The programs, static, in $(BIN)
 	$(STATIC) -p hull-vmm -p hull-shim

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::libc::O_EXCL;
-use vmm_control::Disk;
+use vmm_control::{Disk, RateLimit};
 
 use crate::bundle::{BlockSource, BlockVolume};
 
@@ -81,5 +81,6 @@ fn open_one(volume: &BlockVolume) -> Result<Disk<OwnedFd>, BlockVolumeError> {
         file: file.into(),
         read_only: volume.read_only,
         serial: volume.serial.clone(),
+        rate_limit: RateLimit::default(),
     })
 }

@@ -45,12 +45,18 @@ impl Trace {
         self.folder.path().join("hull-vmm")
     }
 
-    /// The calls that all vCPUs' threads, or all event loops, made under their filters so far.
+    /// The calls that all threads of a name's beginning, `vcpu` or `disk`, or without one all event
+    /// loops, made under their filters so far.
     ///
     /// # Panics
     /// When the traces cannot be read.
     #[must_use]
-    pub fn calls(&self, vcpus: bool) -> BTreeSet<String> {
+    pub fn calls(&self, name: Option<&str>) -> BTreeSet<String> {
+        let named = |before: &str, name: &str| before.contains(&format!("PR_SET_NAME, \"{name}"));
+        let is_one = |before: &str| match name {
+            Some(name) => named(before, name),
+            None => !named(before, "vcpu") && !named(before, "disk"),
+        };
         let mut calls = BTreeSet::new();
         let runs = fs::read_dir(self.folder.path()).expect("list the runs");
         let files = runs
@@ -60,7 +66,7 @@ impl Trace {
             let trace = fs::read_to_string(file.path()).expect("read a trace");
             let confined = trace.split_once("seccomp(SECCOMP_SET_MODE_FILTER");
             if let Some((before, after)) = confined
-                && before.contains("PR_SET_NAME, \"vcpu") == vcpus
+                && is_one(before)
             {
                 let lines = after.lines().skip(1);
                 calls.extend(lines.filter_map(|line| Some(line.split_once('(')?.0.to_owned())));

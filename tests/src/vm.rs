@@ -9,7 +9,9 @@ use std::thread::{self, JoinHandle};
 
 use command_fds::{CommandFdExt, FdMapping};
 use nix::sched::{CloneFlags, unshare};
-use vmm_control::{Channel, Counters, Disk, Event, ExitReason, MacAddress, Nic, Request, VmConfig};
+use vmm_control::{
+    Channel, Counters, Disk, Event, ExitReason, MacAddress, Nic, RateLimit, Request, VmConfig,
+};
 
 use crate::{Initramfs, Tap, wait};
 
@@ -87,6 +89,7 @@ impl Machine {
             file,
             read_only,
             serial: serial.to_owned(),
+            rate_limit: RateLimit::default(),
         });
         self
     }
@@ -98,6 +101,8 @@ impl Machine {
             tap: Some(tap.into()),
             mac,
             mtu: Some(1500),
+            receive_limit: RateLimit::default(),
+            transmit_limit: RateLimit::default(),
         });
         self
     }
@@ -124,6 +129,8 @@ impl Machine {
             disks: self.disks,
             nics: self.nics,
             shares: Vec::new(),
+            balloon: false,
+            entropy_limit: RateLimit::default(),
         };
         let (control, theirs) = Channel::pair().expect("make a socket pair");
         let mut command = Command::new(&self.program);

@@ -19,7 +19,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use anyhow::Context;
 use clap::{ArgAction, Parser};
 use rustix::io::FdFlags;
-use vmm_control::{Channel, Counters, Disk, Event, ExitReason, Request, VmConfig};
+use vmm_control::{Channel, Counters, Disk, Event, ExitReason, RateLimit, Request, VmConfig};
 
 /// Boots a kernel on hull-vmm, with its console on standard output.
 #[derive(Debug, Parser)]
@@ -97,6 +97,7 @@ fn config(args: &Args) -> anyhow::Result<VmConfig<OwnedFd>> {
             file,
             read_only,
             serial,
+            rate_limit: RateLimit::default(),
         })
     };
     let writable = args.disk.iter().map(|path| disk(path, false));
@@ -116,6 +117,8 @@ fn config(args: &Args) -> anyhow::Result<VmConfig<OwnedFd>> {
         disks: writable.chain(read_only).collect::<Result<_, _>>()?,
         nics: Vec::new(),
         shares: Vec::new(),
+        balloon: false,
+        entropy_limit: RateLimit::default(),
     })
 }
 

@@ -12,5 +12,6 @@ pub mod legacy;
 pub mod loader;
 pub mod machine;
 pub mod memory;
+pub mod rate_limit;
 pub mod report;
 pub mod virtio;

@@ -27,7 +27,7 @@ use agent_protocol::{self as agent, AgentClient};
 use log::warn;
 use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
-use vmm_control::{MacAddress, Nic};
+use vmm_control::{MacAddress, Nic, RateLimit};
 
 use crate::error::{TaskError, chain};
 use crate::vmm_process::Control;
@@ -268,6 +268,8 @@ pub fn cards<F>() -> Vec<Nic<F>> {
             tap: None,
             mac: card(number),
             mtu: None,
+            receive_limit: RateLimit::default(),
+            transmit_limit: RateLimit::default(),
         })
         .collect()
 }

@@ -13,7 +13,7 @@ use agent_protocol::{
 use log::{info, warn};
 use tokio::process::Child;
 use ttrpc::r#async::transport::Socket;
-use vmm_control::{Disk, Event, VmConfig};
+use vmm_control::{Disk, Event, RateLimit, VmConfig};
 
 use super::{Sandbox, shutdown};
 use crate::config::Config;
@@ -183,6 +183,7 @@ impl Booting {
             file: assets.image,
             read_only: true,
             serial: "guest".into(),
+            rate_limit: RateLimit::default(),
         };
         // The kernel is told that its root is the first.
         let disks = [image].into_iter().chain(volumes).collect();
@@ -200,6 +201,8 @@ impl Booting {
                 daemon: connection,
                 tag: SHARE_TAG.into(),
             }],
+            balloon: false,
+            entropy_limit: RateLimit::default(),
         })?;
 
         let (ports, gone) = (Arc::clone(&self.ports), self.gone.clone());

@@ -244,6 +244,25 @@ mod tests {
         ));
     }
 
+    /// A peer closed descriptors that a request named and that were not the request's. Here a packet
+    /// that is refused closes its own, each once, and no other.
+    #[test]
+    fn ghsa_g6mw_f26h_4jgp_a_refused_packet_closes_its_own_descriptors_alone() {
+        let (shim, vmm) = Channel::pair().unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        shim.send(&"hello", &[theirs.as_fd()]).unwrap();
+        assert!(vmm.receive::<Request>().is_err());
+        // It is open here, and nowhere else.
+        let mut theirs = theirs;
+        theirs.write_all(b"tide").unwrap();
+        drop(theirs);
+        let mut text = String::new();
+        (&ours).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "tide");
+        shim.send(&Request::Stop, &[]).unwrap();
+        assert!(vmm.receive::<Request>().is_ok());
+    }
+
     #[test]
     fn more_descriptors_than_a_packet_takes_are_refused_before_sending() {
         let (shim, _vmm) = Channel::pair().unwrap();

@@ -5,6 +5,7 @@
 //! no caller ever counts descriptors.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
 
@@ -37,6 +38,30 @@ pub struct VmConfig<F> {
     pub nics: Vec<Nic<F>>,
     /// Directories shared by a vhost-user file-system daemon.
     pub shares: Vec<Share<F>>,
+    /// Whether there is a memory balloon, through which free memory goes back to the host.
+    #[serde(default)]
+    pub balloon: bool,
+    /// How much entropy the guest may draw.
+    #[serde(default)]
+    pub entropy_limit: RateLimit,
+}
+
+/// How much a device may do over time. Without a bucket there is no bound of that kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateLimit {
+    /// Of bytes.
+    pub bytes: Option<TokenBucket>,
+    /// Of requests, whatever their size: frames, reads, writes, flushes.
+    pub operations: Option<TokenBucket>,
+}
+
+/// A bucket that holds a number of tokens when it is full, and fills at a steady rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenBucket {
+    /// Tokens that come in a second.
+    pub per_second: NonZeroU64,
+    /// Most tokens that wait to be used: what may be done at once after a pause.
+    pub burst: u64,
 }
 
 /// A raw disk. The format is never guessed (GHSA-jmr4-g2hv-mjj6: a guest that writes a qcow2 header
@@ -49,6 +74,9 @@ pub struct Disk<F> {
     pub read_only: bool,
     /// What the guest sees in `/sys/block/vd?/serial`; at most 20 bytes (virtio 1.3 §5.2.6.1).
     pub serial: String,
+    /// Reads, writes and everything else together.
+    #[serde(default)]
+    pub rate_limit: RateLimit,
 }
 
 /// A network interface backed by a tap.
@@ -61,6 +89,12 @@ pub struct Nic<F> {
     pub mac: MacAddress,
     /// The MTU in bytes that the guest is told and may not exceed, if any.
     pub mtu: Option<u16>,
+    /// Frames to the guest, with their headers.
+    #[serde(default)]
+    pub receive_limit: RateLimit,
+    /// Frames from the guest, with their headers.
+    #[serde(default)]
+    pub transmit_limit: RateLimit,
 }
 
 /// A directory shared with the guest through a vhost-user file-system daemon.
@@ -137,21 +171,25 @@ impl<F> VmConfig<F> {
                          file,
                          read_only,
                          serial,
+                         rate_limit,
                      }| {
                         Ok(Disk {
                             file: convert(file)?,
                             read_only,
                             serial,
+                            rate_limit,
                         })
                     },
                 )
                 .collect::<Result<_, E>>()?,
             nics: (self.nics.into_iter())
-                .map(|Nic { tap, mac, mtu }| {
+                .map(|nic| {
                     Ok(Nic {
-                        tap: tap.map(&mut *convert).transpose()?,
-                        mac,
-                        mtu,
+                        tap: nic.tap.map(&mut *convert).transpose()?,
+                        mac: nic.mac,
+                        mtu: nic.mtu,
+                        receive_limit: nic.receive_limit,
+                        transmit_limit: nic.transmit_limit,
                     })
                 })
                 .collect::<Result<_, E>>()?,
@@ -163,6 +201,8 @@ impl<F> VmConfig<F> {
                     })
                 })
                 .collect::<Result<_, E>>()?,
+            balloon: self.balloon,
+            entropy_limit: self.entropy_limit,
         })
     }
 }
@@ -237,12 +277,21 @@ mod tests {
                 file: file(),
                 read_only: true,
                 serial: "guest".into(),
+                rate_limit: RateLimit {
+                    bytes: Some(TokenBucket {
+                        per_second: NonZeroU64::MIN,
+                        burst: 7,
+                    }),
+                    operations: None,
+                },
             }],
             nics: vec![],
             shares: vec![Share {
                 daemon: file(),
                 tag: "hull".into(),
             }],
+            balloon: true,
+            entropy_limit: RateLimit::default(),
         }
     }
 
@@ -262,6 +311,17 @@ mod tests {
         let attached = back.attach(fds).unwrap();
         assert!(attached.serial.is_some());
         assert_eq!(attached.disks[0].serial, "guest");
+    }
+
+    #[test]
+    fn a_limit_is_none_unless_it_is_named_and_a_rate_of_zero_is_no_limit() {
+        let text = r#"{"file":0,"read_only":true,"serial":"guest"}"#;
+        let disk: Disk<FdIndex> = serde_json::from_str(text).unwrap();
+        assert_eq!(disk.rate_limit, RateLimit::default());
+        for (rate, good) in [(0, false), (1, true)] {
+            let bucket = format!(r#"{{"per_second":{rate},"burst":1}}"#);
+            assert_eq!(serde_json::from_str::<TokenBucket>(&bucket).is_ok(), good);
+        }
     }
 
     #[test]

@@ -23,6 +23,12 @@ pub enum Request {
         /// Which of [`VmConfig::nics`].
         nic: usize,
     },
+    /// Ask the guest to give up so much memory altogether. It does so as it can, and takes it back
+    /// before it would kill a process for want of memory. Without a balloon nothing happens.
+    Balloon {
+        /// MiB; 0 gives all of it back to the guest.
+        mib: u32,
+    },
     /// Answer with [`Event::Counters`].
     Counters,
     /// End the machine at once.

@@ -1,15 +1,16 @@
 //! A disk image: a raw file or block device, read into and written from guest memory in place.
 #![expect(
     unsafe_code,
-    reason = "preadv and pwritev on guest memory, which no slice may cover"
+    reason = "preadv and pwritev on guest memory, which no slice may cover, and an ioctl"
 )]
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 
-use rustix::fs::OFlags;
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use rustix::io::Errno;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::memory::Ram;
@@ -17,12 +18,19 @@ use crate::memory::Ram;
 /// Most pieces that one system call takes (`IOV_MAX`).
 const IOV_MAX: usize = 1024;
 
+/// `BLKDISCARD` of linux/fs.h: offset and length in bytes.
+const BLKDISCARD: libc::Ioctl = 0x1277;
+
+/// Zeroes to write where the file system has no quicker way.
+static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
+
 /// A file of a size that was looked at once.
 #[derive(Debug)]
 pub struct Image {
     file: File,
     len: u64,
     read_only: bool,
+    block_device: bool,
 }
 
 /// Why a file is no disk.
@@ -60,6 +68,7 @@ impl Image {
             file,
             len,
             read_only,
+            block_device: kind.is_block_device(),
         })
     }
 
@@ -94,6 +103,22 @@ impl Image {
         transfer(self.file.as_raw_fd(), ram, segments, offset, libc::preadv)
     }
 
+    /// The same, but only if nothing has to be waited for (`RWF_NOWAIT`): tells whether it was. If
+    /// not, some of the segments may be full.
+    ///
+    /// # Errors
+    /// When a segment is not memory. A file that fails is one to wait for: whoever does hears of it.
+    pub fn read_cached_at(
+        &self,
+        ram: &Ram,
+        segments: &[(GuestAddress, u32)],
+        offset: u64,
+    ) -> io::Result<bool> {
+        let mut pieces = pieces(ram, segments)?;
+        let fd = self.file.as_raw_fd();
+        Ok(transfer_pieces(fd, &mut pieces, offset, preadv_nowait).is_ok())
+    }
+
     /// Writes all of `segments` from `offset` on.
     ///
     /// # Errors
@@ -105,6 +130,70 @@ impl Image {
         offset: u64,
     ) -> io::Result<()> {
         transfer(self.file.as_raw_fd(), ram, segments, offset, libc::pwritev)
+    }
+
+    /// Gives the space of a range back to whoever has it; what is read there afterwards is the
+    /// file's to say. A file that cannot keeps it, since it is only a hint.
+    ///
+    /// # Errors
+    /// When the file fails.
+    pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        let done = if self.block_device {
+            blk_discard(&self.file, offset, len)
+        } else {
+            self.punch(offset, len)
+        };
+        if matches!(done, Err(Errno::OPNOTSUPP)) {
+            return Ok(());
+        }
+        Ok(done?)
+    }
+
+    /// Makes a range read as zeroes, and gives its space back if it is to be `unmap`ped and that can
+    /// be done. On a block device the kernel does what `BLKZEROOUT` would.
+    ///
+    /// # Errors
+    /// When the file fails.
+    pub fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let mut done = Err(Errno::OPNOTSUPP);
+        if unmap {
+            done = self.punch(offset, len);
+        }
+        if done.is_err() {
+            done = fallocate(
+                &self.file,
+                FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
+                offset,
+                len,
+            );
+        }
+        match done {
+            Err(Errno::OPNOTSUPP) => self.write_each_zero(offset, len),
+            done => Ok(done?),
+        }
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> rustix::io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&self.file, hole, offset, len)
+    }
+
+    fn write_each_zero(&self, mut offset: u64, len: u64) -> io::Result<()> {
+        let end = offset + len;
+        while offset < end {
+            let count = ZEROES
+                .len()
+                .min(usize::try_from(end - offset).unwrap_or(usize::MAX));
+            self.file.write_all_at(&ZEROES[..count], offset)?;
+            offset += count as u64;
+        }
+        Ok(())
     }
 
     /// Makes what was written durable.
@@ -127,14 +216,22 @@ fn transfer(
     offset: u64,
     vectored: Vectored,
 ) -> io::Result<()> {
-    let mut pieces = pieces(ram, segments)?;
-    let mut pieces = pieces.as_mut_slice();
+    transfer_pieces(fd, &mut pieces(ram, segments)?, offset, vectored)
+}
+
+/// The same, with the host's addresses of guest memory that stays mapped meanwhile.
+fn transfer_pieces(
+    fd: RawFd,
+    mut pieces: &mut [libc::iovec],
+    offset: u64,
+    vectored: Vectored,
+) -> io::Result<()> {
     let mut offset = i64::try_from(offset).map_err(io::Error::other)?;
     while !pieces.is_empty() {
         let count = pieces.len().min(IOV_MAX);
         let count = libc::c_int::try_from(count).expect("at most IOV_MAX");
         // SAFETY: the first `count` pieces exist and each is a range of guest memory, which stays
-        // mapped while `ram` is borrowed. The kernel may change it, and so may the guest at any
+        // mapped: the callers borrow it. The kernel may change it, and so may the guest at any
         // time: no Rust reference covers it.
         let done = unsafe { vectored(fd, pieces.as_ptr(), count, offset) };
         match usize::try_from(done) {
@@ -152,6 +249,28 @@ fn transfer(
         }
     }
     Ok(())
+}
+
+/// As `preadv(2)`, of what the page cache has.
+unsafe extern "C" fn preadv_nowait(
+    fd: libc::c_int,
+    pieces: *const libc::iovec,
+    count: libc::c_int,
+    offset: libc::off_t,
+) -> isize {
+    // SAFETY: as for preadv(2), whose arguments they are.
+    unsafe { libc::preadv2(fd, pieces, count, offset, libc::RWF_NOWAIT) }
+}
+
+fn blk_discard(file: &File, offset: u64, len: u64) -> rustix::io::Result<()> {
+    let range = [offset, len];
+    // SAFETY: BLKDISCARD reads two 64-bit numbers, which are there; the descriptor is open.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKDISCARD, &raw const range) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
+    }
 }
 
 /// The host's addresses of `segments`, which may cross regions.
@@ -185,108 +304,4 @@ fn advance(mut pieces: &mut [libc::iovec], mut done: usize) -> &mut [libc::iovec
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use vm_memory::Bytes;
-
-    use super::*;
-    use crate::memory;
-
-    fn file(content: &[u8]) -> File {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(content).unwrap();
-        file
-    }
-
-    /// Two regions side by side, so that a segment may cross from one to the other.
-    fn ram() -> Ram {
-        memory::allocate(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)]).unwrap()
-    }
-
-    #[test]
-    fn segments_are_filled_in_their_order_across_regions() {
-        let image = Image::new(file(b"0123456789").into(), true).unwrap();
-        let ram = ram();
-        let segments = [(GuestAddress(0xffe), 4), (GuestAddress(0x10), 3)];
-        image.read_at(&ram, &segments, 2).unwrap();
-        let mut bytes = [0; 4];
-        ram.read_slice(&mut bytes, GuestAddress(0xffe)).unwrap();
-        assert_eq!(&bytes, b"2345");
-        ram.read_slice(&mut bytes[..3], GuestAddress(0x10)).unwrap();
-        assert_eq!(&bytes[..3], b"678");
-    }
-
-    #[test]
-    fn more_segments_than_a_system_call_takes_are_written() {
-        let content = file(b"");
-        let image = Image::new(content.try_clone().unwrap().into(), false).unwrap();
-        let ram = ram();
-        let digits: Vec<u8> = (0..=255).cycle().take(0x800).collect();
-        ram.write_slice(&digits, GuestAddress(0)).unwrap();
-        let segments: Vec<_> = (0..0x800).map(|at| (GuestAddress(at), 1)).collect();
-        assert!(segments.len() > IOV_MAX);
-        image.write_at(&ram, &segments, 0).unwrap();
-        image.sync().unwrap();
-
-        let mut written = vec![0; 0x800];
-        std::os::unix::fs::FileExt::read_exact_at(&content, &mut written, 0).unwrap();
-        assert_eq!(written, digits);
-    }
-
-    #[test]
-    fn what_is_not_there_is_an_error() {
-        let image = Image::new(file(b"0123456789").into(), true).unwrap();
-        let ram = ram();
-        let past_the_end = image.read_at(&ram, &[(GuestAddress(0), 4)], 8);
-        assert_eq!(
-            past_the_end.unwrap_err().kind(),
-            io::ErrorKind::UnexpectedEof
-        );
-        for address in [0x1ffe, 0x2000, u64::MAX] {
-            let outside = [(GuestAddress(0), 4), (GuestAddress(address), 4)];
-            assert!(image.read_at(&ram, &outside, 0).is_err(), "{address:#x}");
-        }
-        let no_offset = image.read_at(&ram, &[(GuestAddress(0), 4)], u64::MAX);
-        assert!(no_offset.is_err());
-    }
-
-    #[test]
-    fn a_part_that_was_done_is_not_done_again() {
-        let piece = |at: usize, iov_len| libc::iovec {
-            iov_base: std::ptr::without_provenance_mut(at),
-            iov_len,
-        };
-        let mut pieces = [piece(0x100, 4), piece(0x200, 0), piece(0x300, 8)];
-        let rest = advance(&mut pieces, 6);
-        assert_eq!(
-            (rest.len(), rest[0].iov_base.addr(), rest[0].iov_len),
-            (1, 0x302, 6)
-        );
-        assert!(advance(&mut pieces[2..], 6).is_empty());
-    }
-
-    #[test]
-    fn a_disk_is_a_regular_file_or_a_block_device() {
-        for path in ["/", "/dev/null"] {
-            let refused = Image::new(File::open(path).unwrap().into(), true);
-            assert!(matches!(refused, Err(ImageError::Kind)), "{path}");
-        }
-        let (reader, _writer) = io::pipe().unwrap();
-        assert!(matches!(
-            Image::new(reader.into(), true),
-            Err(ImageError::Kind)
-        ));
-    }
-
-    #[test]
-    fn a_disk_that_is_to_be_written_needs_a_descriptor_that_may() {
-        let named = tempfile::NamedTempFile::new().unwrap();
-        let open = || OwnedFd::from(File::open(named.path()).unwrap());
-        assert!(matches!(
-            Image::new(open(), false),
-            Err(ImageError::NotWritable)
-        ));
-        assert!(Image::new(open(), true).is_ok());
-    }
-}
+mod tests;

@@ -13,7 +13,7 @@
 //! `build.rs` compiles this module too: it turns the lists into filters.
 
 /// What a condition may name: numbers that the kernel fixed, the same on both architectures.
-const NAMED: [(&str, u32); 9] = [
+const NAMED: [(&str, u32); 10] = [
     ("0", 0),
     // linux/kvm.h
     ("KVM_RUN", 0xae80),
@@ -22,6 +22,8 @@ const NAMED: [(&str, u32); 9] = [
     ("TUNGETIFF", 0x8004_54d2),
     ("TUNSETOFFLOAD", 0x4004_54d0),
     ("TUNSETVNETHDRSZ", 0x4004_54d8),
+    // linux/fs.h
+    ("BLKDISCARD", 0x1277),
     // asm-generic/ioctls.h
     ("FIONBIO", 0x5421),
     // asm-generic/mman-common.h

@@ -16,6 +16,7 @@ use seccompiler::sock_filter;
 use super::{JailError, limits, step};
 
 static VCPU: &[sock_filter] = &include!(concat!(env!("OUT_DIR"), "/vcpu.rs"));
+static DISK: &[sock_filter] = &include!(concat!(env!("OUT_DIR"), "/disk.rs"));
 static EVENT_LOOP: &[sock_filter] = &include!(concat!(env!("OUT_DIR"), "/event_loop.rs"));
 
 /// A kind of thread, with a filter of its own.
@@ -25,6 +26,8 @@ pub enum Thread {
     Vcpu,
     /// Serves devices and the control socket.
     EventLoop,
+    /// Carries out what a disk is asked for.
+    Disk,
 }
 
 impl Thread {
@@ -32,6 +35,7 @@ impl Thread {
         match self {
             Self::Vcpu => VCPU,
             Self::EventLoop => EVENT_LOOP,
+            Self::Disk => DISK,
         }
     }
 
@@ -39,6 +43,7 @@ impl Thread {
         match self {
             Self::Vcpu => "a vCPU's thread",
             Self::EventLoop => "the event loop",
+            Self::Disk => "a disk's thread",
         }
     }
 }

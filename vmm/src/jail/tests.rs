@@ -14,9 +14,11 @@ use super::seccomp::{Filters, Thread};
 
 const VCPU: &str = include_str!("vcpu.filter");
 const EVENT_LOOP: &str = include_str!("event_loop.filter");
-const LISTS: [(Thread, &str, usize); 2] = [
+const DISK: &str = include_str!("disk.filter");
+const LISTS: [(Thread, &str, usize); 3] = [
     (Thread::Vcpu, VCPU, 20),
     (Thread::EventLoop, EVENT_LOOP, 35),
+    (Thread::Disk, DISK, 35),
 ];
 
 /// The highest number of a call that is tried; Linux 6.18 has fewer.
@@ -193,7 +195,7 @@ fn both_architectures_have_their_calls() {
     for (_, list, _) in LISTS {
         let of = |architecture| list::parse(list, architecture).unwrap();
         let has = |architecture, name| of(architecture).iter().any(|rule| rule.name == name);
-        assert!(has("x86_64", "ppoll") && has("aarch64", "ppoll"));
+        assert!(has("x86_64", "futex") && has("aarch64", "futex"));
         assert!(!has("aarch64", "epoll_wait"));
     }
 }

@@ -5,25 +5,29 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::Kvm;
-use vmm_control::{Channel, Event, VmConfig};
+use vmm_control::{Channel, Event, RateLimit, VmConfig};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::config::{self, ConfigError};
 use super::counters::Counters;
+use super::run::Reach;
 use crate::arch::{self, ArchError, KernelError};
 use crate::backend::image::{Image, ImageError};
 use crate::backend::tap::{TapError, TapFile};
 use crate::bus::{Bus, SharedSlot};
+use crate::jail::Filters;
 use crate::kvm::{self, KvmError, Vcpu, Vm};
 use crate::legacy::{COM1_GSI, Ports, Serial};
 use crate::loader::cmdline;
 use crate::loader::initrd::{self, InitrdError};
 use crate::memory::{self, MemoryError, Ram};
+use crate::rate_limit::RateLimiter;
+use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::Blk;
 use crate::virtio::device::Device;
 use crate::virtio::fs::{Fs, FsError};
 use crate::virtio::mmio::{Mmio, QUEUE_NOTIFY};
-use crate::virtio::net::{Net, NetError};
+use crate::virtio::net::{Limits, Net, NetError};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Dialler, Vsock, VsockError};
 
@@ -97,13 +101,15 @@ pub(super) type SharedVsock = Arc<Mutex<Mmio<Vsock>>>;
 /// A network card, likewise.
 pub(super) type SharedNic = Arc<Mutex<Mmio<Net<TapFile>>>>;
 
+/// The balloon, likewise.
+pub(super) type SharedBalloon = Arc<Mutex<Mmio<Balloon>>>;
+
 /// A machine that is ready to run.
 pub(super) struct Machine {
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) bus: Bus,
     pub(super) ports: Mutex<Ports>,
-    pub(super) vsock: SharedVsock,
-    pub(super) nics: Vec<SharedNic>,
+    pub(super) reach: Reach,
     /// Bytes of the largest file that is written: memory or a disk.
     pub(super) largest_file: u64,
 }
@@ -112,6 +118,7 @@ pub(super) fn build(
     config: VmConfig<OwnedFd>,
     control: &Arc<Channel>,
     counters: &Arc<Counters>,
+    filters: Filters,
 ) -> Result<Machine, BuildError> {
     config::check(&config)?;
     let ram = memory::allocate(&arch::ram_ranges(u64::from(config.memory_mib) << 20))?;
@@ -127,22 +134,29 @@ pub(super) fn build(
     let mut slots: Vec<SharedSlot> = Vec::new();
     let mut largest_file = memory::len(&ram);
     for (number, disk) in config.disks.into_iter().enumerate() {
-        let serial = disk.serial;
-        let blk = Image::new(disk.file, disk.read_only)
-            .map(|image| {
-                largest_file = largest_file.max(image.len());
-                Blk::new(image, &serial)
-            })
-            .map_err(|source| BuildError::Disk {
-                number,
-                serial,
+        let limit = limiter(disk.rate_limit)?;
+        let image = Image::new(disk.file, disk.read_only).map_err(|source| BuildError::Disk {
+            number,
+            serial: disk.serial.clone(),
+            source,
+        })?;
+        largest_file = largest_file.max(image.len());
+        let queues = config.vcpus.into();
+        let blk = Blk::new(image, &disk.serial, queues, limit, filters).map_err(|source| {
+            BuildError::Host {
+                what: "start a disk's threads",
                 source,
-            })?;
+            }
+        })?;
         slots.push(slot(blk, &ram)?);
     }
     let mut nics = Vec::new();
     for nic in config.nics {
-        let mut net = Net::new(nic.mac.0, nic.mtu)?;
+        let limits = Limits {
+            receive: limiter(nic.receive_limit)?,
+            transmit: limiter(nic.transmit_limit)?,
+        };
+        let mut net = Net::new(nic.mac.0, nic.mtu, limits)?;
         if let Some(tap) = nic.tap {
             plug(&mut net, tap)?;
         }
@@ -156,12 +170,16 @@ pub(super) fn build(
     });
     let vsock = slot(Vsock::new(GUEST_CID, dialler)?, &ram)?;
     slots.push(vsock.clone());
-    slots.push(slot(Rng, &ram)?);
+    slots.push(slot(Rng::new(limiter(config.entropy_limit)?), &ram)?);
     for share in config.shares {
         let tag = share.tag;
         let fs = Fs::new(share.daemon, &tag).map_err(|source| BuildError::Share { tag, source })?;
         slots.push(slot(fs, &ram)?);
     }
+    let balloon = (config.balloon)
+        .then(|| slot(Balloon::new(), &ram))
+        .transpose()?;
+    slots.extend(balloon.clone().map(|balloon| balloon as SharedSlot));
     let bus = Bus::new(arch::DEVICE_BASE, slots);
     connect(&vm, &bus)?;
     let serial = (config.serial)
@@ -179,8 +197,11 @@ pub(super) fn build(
         vcpus,
         bus,
         ports: Mutex::new(Ports::new(serial)),
-        vsock,
-        nics,
+        reach: Reach {
+            vsock,
+            nics,
+            balloon,
+        },
         largest_file,
     })
 }
@@ -202,6 +223,13 @@ pub(super) fn plug(net: &mut Net<TapFile>, tap: OwnedFd) -> Result<(), BuildErro
     let tap = TapFile::new(tap)?;
     net.plug(tap).map_err(|source| BuildError::Host {
         what: "connect a network card to its tap",
+        source,
+    })
+}
+
+fn limiter(limit: RateLimit) -> Result<RateLimiter, BuildError> {
+    RateLimiter::new(limit).map_err(|source| BuildError::Host {
+        what: "make a rate limit's timer",
         source,
     })
 }
@@ -238,9 +266,9 @@ fn serial(vm: &Vm, output: OwnedFd) -> Result<Serial, BuildError> {
 }
 
 /// Hands the guest's connections to the shim.
-struct ControlDialler {
-    control: Arc<Channel>,
-    counters: Arc<Counters>,
+pub(super) struct ControlDialler {
+    pub(super) control: Arc<Channel>,
+    pub(super) counters: Arc<Counters>,
 }
 
 impl Dialler for ControlDialler {

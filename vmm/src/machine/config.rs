@@ -68,6 +68,7 @@ pub(super) fn check<F>(config: &VmConfig<F>) -> Result<(), ConfigError> {
         return Err(ConfigError::Serial(disk.serial.clone()));
     }
     let configured = config.disks.len() + config.nics.len() + config.shares.len();
+    let configured = configured + usize::from(config.balloon);
     let devices = configured + STANDARD_DEVICES;
     match arch::MAX_DEVICES {
         most if devices > most => Err(ConfigError::Devices { devices, most }),
@@ -77,7 +78,7 @@ pub(super) fn check<F>(config: &VmConfig<F>) -> Result<(), ConfigError> {
 
 #[cfg(test)]
 mod tests {
-    use vmm_control::Disk;
+    use vmm_control::{Disk, RateLimit};
 
     use super::*;
 
@@ -93,6 +94,8 @@ mod tests {
             disks: vec![],
             nics: vec![],
             shares: vec![],
+            balloon: false,
+            entropy_limit: RateLimit::default(),
         }
     }
 
@@ -101,6 +104,7 @@ mod tests {
             file: (),
             read_only: true,
             serial: serial.into(),
+            rate_limit: RateLimit::default(),
         }
     }
 

@@ -6,13 +6,16 @@
 //! ```
 //!
 //! Threads: the main thread runs the event loop, which serves the control socket and all devices; a
-//! thread each runs a vCPU. A vCPU takes a slot's lock for one register, the loop for one queue.
+//! thread each runs a vCPU, and one each waits for the file behind a queue of a disk. A vCPU takes a
+//! slot's lock for one register, the loop for one queue; a disk's thread takes none.
 //! The end of the machine is the end of the process: the kernel frees what KVM and memory hold.
 
 mod build;
 mod config;
 mod counters;
 mod run;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod vcpus;
 
 use std::os::fd::OwnedFd;
@@ -75,7 +78,7 @@ fn receive_config(control: &Channel) -> Result<VmConfig<OwnedFd>, StartError> {
 
 fn boot(config: VmConfig<OwnedFd>, control: &Arc<Channel>, filters: Filters) -> ExitReason {
     let counters = Arc::new(Counters::start(config.vcpus));
-    let reason = match build::build(config, control, &counters) {
+    let reason = match build::build(config, control, &counters, filters) {
         Ok(machine) => run::run(machine, control, &counters, filters)
             .unwrap_or_else(|error| ExitReason::Failed(report::chain(&error))),
         Err(error) => ExitReason::Failed(report::chain(&error)),

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use vmm_control::{Channel, Event, ExitReason, ReceiveError, Request};
 
-use super::build::{self, Machine, SharedNic, SharedVsock};
+use super::build::{self, Machine, SharedBalloon, SharedNic, SharedVsock};
 use super::counters::Counters;
 use super::vcpus::{Context, Vcpus};
 use crate::bus::{Bus, Slot};
@@ -42,6 +42,13 @@ const REQUESTS: usize = 16;
 /// Bytes that the console's file may have: what it takes, and how it says that it takes no more.
 const CONSOLE_FILE: u64 = (64 << 20) + 4096;
 
+/// What the shim's requests reach besides the bus.
+pub(super) struct Reach {
+    pub(super) vsock: SharedVsock,
+    pub(super) nics: Vec<SharedNic>,
+    pub(super) balloon: Option<SharedBalloon>,
+}
+
 /// Runs the machine to its end. The vCPUs have left the guest when it returns.
 ///
 /// # Errors
@@ -57,8 +64,7 @@ pub(super) fn run(
         vcpus,
         bus,
         ports,
-        vsock,
-        nics,
+        reach,
         largest_file,
     } = machine;
     control
@@ -97,7 +103,7 @@ pub(super) fn run(
             match token {
                 Token::Bell => break 'machine vcpus.reason(),
                 Token::Control => {
-                    if let Some(reason) = serve_control(control, counters, &vsock, &nics) {
+                    if let Some(reason) = serve_control(control, counters, &reach) {
                         break 'machine reason;
                     }
                 }
@@ -131,11 +137,10 @@ fn watch_devices(events: &mut EventLoop<Token>, bus: &Bus) -> io::Result<()> {
 }
 
 /// Serves what the shim has sent; tells when that ends the machine.
-fn serve_control(
+pub(super) fn serve_control(
     control: &Channel,
     counters: &Counters,
-    vsock: &SharedVsock,
-    nics: &[SharedNic],
+    reach: &Reach,
 ) -> Option<ExitReason> {
     for _ in 0..REQUESTS {
         match control.receive() {
@@ -145,15 +150,22 @@ fn serve_control(
                 let _ = control.send(&Event::Counters(counters.read()), &[]);
             }
             Ok((Request::Connect { port }, fds)) => {
-                let mut slot = vsock.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut slot = reach.vsock.lock().unwrap_or_else(PoisonError::into_inner);
                 // One socket for one connection; any more are closed.
                 if let Some(socket) = fds.into_iter().next() {
                     slot.device().connect(port, socket);
                 }
                 slot.backend_ready();
             }
+            Ok((Request::Balloon { mib }, _)) => {
+                if let Some(balloon) = &reach.balloon {
+                    let mut slot = balloon.lock().unwrap_or_else(PoisonError::into_inner);
+                    slot.device().set_target(mib);
+                    slot.config_changed();
+                }
+            }
             Ok((Request::Plug { nic }, fds)) => {
-                let plugged = plug(nics.get(nic), fds);
+                let plugged = plug(reach.nics.get(nic), fds);
                 if let Err(reason) = plugged {
                     return Some(ExitReason::Failed(format!(
                         "plug network interface {nic}: {reason}"
@@ -181,4 +193,99 @@ fn plug(nic: Option<&SharedNic>, fds: Vec<OwnedFd>) -> Result<(), String> {
         .ok_or("no tap came with the request")?;
     let mut slot = nic.lock().unwrap_or_else(PoisonError::into_inner);
     build::plug(slot.device(), tap).map_err(|e| report::chain(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use vmm_control::{FdIndex, VmConfig};
+
+    use super::super::testing::Headless;
+    use super::*;
+
+    fn machine() -> (Channel, Headless) {
+        let (shim, vmm) = Channel::pair().unwrap();
+        (shim, Headless::new(vmm))
+    }
+
+    fn failed(reason: Option<ExitReason>) -> String {
+        match reason {
+            Some(ExitReason::Failed(why)) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn stop_and_a_shim_that_is_gone_end_the_machine_and_silence_does_not() {
+        let (shim, machine) = machine();
+        assert_eq!(machine.serve(), None);
+        shim.send(&Request::Stop, &[]).unwrap();
+        assert_eq!(machine.serve(), Some(ExitReason::Stopped));
+        drop(shim);
+        assert_eq!(machine.serve(), Some(ExitReason::Stopped));
+    }
+
+    #[test]
+    fn counters_are_answered_and_a_balloon_gets_its_target() {
+        let (shim, machine) = machine();
+        shim.send(&Request::Counters, &[]).unwrap();
+        shim.send(&Request::Balloon { mib: 3 }, &[]).unwrap();
+        assert_eq!(machine.serve(), None);
+        let (event, _) = shim.receive::<Event>().unwrap();
+        assert!(matches!(event, Event::Counters(_)));
+        assert_eq!(machine.balloon_target(), 3 * 256);
+    }
+
+    #[test]
+    fn what_cannot_be_trusted_or_carried_out_ends_the_machine_with_the_reason() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let plug = |nic, fds: &[_]| {
+            let (shim, machine) = machine();
+            shim.send(&Request::Plug { nic }, fds).unwrap();
+            failed(machine.serve())
+        };
+        assert!(plug(0, &[ours.as_fd()]).contains("tap"), "a socket is none");
+        assert!(plug(0, &[]).contains("no tap"));
+        assert!(plug(1, &[ours.as_fd()]).contains("none of that number"));
+
+        let (shim, machine) = machine();
+        let text = r#"{"kvm":0,"kernel":1,"initrd":null,"cmdline":"","vcpus":1,"memory_mib":16,
+            "serial":null,"disks":[],"nics":[],"shares":[]}"#;
+        let config: VmConfig<FdIndex> = serde_json::from_str(text).unwrap();
+        shim.send(&Request::Boot(Box::new(config)), &[]).unwrap();
+        assert!(failed(machine.serve()).contains("second boot"));
+    }
+
+    #[test]
+    fn a_flood_of_requests_is_served_in_turns() {
+        let (shim, machine) = machine();
+        shim.set_nonblocking().unwrap();
+        let mut sent = 0;
+        while shim.send(&Request::Balloon { mib: sent }, &[]).is_ok() {
+            sent += 1;
+        }
+        assert!(sent as usize > REQUESTS, "{sent}");
+        assert_eq!(machine.serve(), None);
+        assert_eq!(machine.balloon_target() as usize, (REQUESTS - 1) * 256);
+    }
+
+    /// Without a driver a connect waits; more descriptors than one are closed, and so is none missed.
+    #[test]
+    fn a_connect_takes_one_socket_and_closes_the_others() {
+        let (shim, machine) = machine();
+        let (kept, its_end) = UnixStream::pair().unwrap();
+        let (mut spare, spare_end) = UnixStream::pair().unwrap();
+        let fds = [its_end.as_fd(), spare_end.as_fd()];
+        shim.send(&Request::Connect { port: 7 }, &fds).unwrap();
+        shim.send(&Request::Connect { port: 7 }, &[]).unwrap();
+        drop((its_end, spare_end));
+        assert_eq!(machine.serve(), None);
+        assert!(matches!(spare.read(&mut [0]), Ok(0)), "closed");
+        kept.set_nonblocking(true).unwrap();
+        let waits = (&kept).read(&mut [0]).unwrap_err();
+        assert_eq!(waits.kind(), io::ErrorKind::WouldBlock);
+    }
 }

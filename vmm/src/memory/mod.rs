@@ -8,7 +8,7 @@ mod mapping;
 use std::fs::File;
 use std::io;
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate};
 use vm_memory::mmap::FromRangesError;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
@@ -84,6 +84,33 @@ pub fn end(ram: &Ram) -> u64 {
     ram.last_addr().0
 }
 
+/// Gives pages back to the host: whoever reads them next finds zeroes. `address` and `length` are
+/// multiples of a page's size. Returns how many of these bytes are memory and were given back, which
+/// ends at the first that are not.
+///
+/// The pages leave the file, and so every mapping of it: the guest's, ours and a daemon's.
+///
+/// # Errors
+/// As `fallocate(2)`.
+pub fn give_back(ram: &Ram, address: GuestAddress, length: u64) -> io::Result<u64> {
+    let mut given = 0;
+    while given < length {
+        let Some((region, offset)) =
+            (address.0.checked_add(given)).and_then(|at| ram.to_region_addr(GuestAddress(at)))
+        else {
+            break;
+        };
+        let Some(file) = region.file_offset() else {
+            break;
+        };
+        let part = (length - given).min(region.len() - offset.0);
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(file.file(), hole, file.start() + offset.0, part)?;
+        given += part;
+    }
+    Ok(given)
+}
+
 /// A file that keeps its size for good: nobody who has a descriptor of it can pull pages away from
 /// under a mapping.
 fn memory_file(bytes: u64) -> rustix::io::Result<File> {
@@ -100,6 +127,27 @@ mod tests {
     use vm_memory::Bytes;
 
     use super::*;
+
+    #[test]
+    fn what_is_given_back_reads_as_zeroes_across_regions_and_what_is_no_memory_is_left() {
+        let low = GuestAddress(0x1000);
+        let ram = allocate(&[(GuestAddress(0), 0x2000), (GuestAddress(0x2000), 0x2000)]).unwrap();
+        ram.write_slice(&[7; 0x4000], GuestAddress(0)).unwrap();
+        assert_eq!(give_back(&ram, low, 0x2000).unwrap(), 0x2000);
+        let mut bytes = [0; 0x4000];
+        ram.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+        for (page, bytes) in bytes.chunks(0x1000).enumerate() {
+            let expected = if page == 1 || page == 2 { 0 } else { 7 };
+            assert!(bytes.iter().all(|&byte| byte == expected), "{page}");
+        }
+        assert_eq!(
+            give_back(&ram, GuestAddress(0x3000), 1 << 40).unwrap(),
+            0x1000
+        );
+        for outside in [0x4000, u64::MAX - 0xfff] {
+            assert_eq!(give_back(&ram, GuestAddress(outside), 0x2000).unwrap(), 0);
+        }
+    }
 
     #[test]
     fn regions_lie_behind_one_another_in_one_file() {

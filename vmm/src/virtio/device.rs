@@ -14,6 +14,8 @@ pub enum DeviceId {
     Block = 2,
     /// Entropy source, §5.4.
     Entropy = 4,
+    /// Memory balloon, §5.5.
+    Balloon = 5,
     /// Socket device, §5.10.
     Socket = 19,
     /// File system device, §5.11.

@@ -3,6 +3,7 @@
 //! A [`device::Device`] is what the specification's "Device Operation" says; the transport owns
 //! status, features, queues, notifications and interrupts. Devices know neither KVM nor threads.
 
+pub mod balloon;
 pub mod blk;
 pub mod device;
 pub mod fs;

@@ -56,7 +56,7 @@ pub fn load_kernel(ram: &Ram, file: OwnedFd) -> Result<Kernel, KernelError> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Seek, Write};
 
     use vm_memory::Bytes;
 
@@ -109,6 +109,18 @@ mod tests {
         file(&elf)
     }
 
+    /// The same, with all of one program header but its type and flags replaced.
+    fn elf_with(header: u64, words: [u64; 6]) -> OwnedFd {
+        let mut file = File::from(elf(0x1000, true));
+        let mut content = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut content).unwrap();
+        let at = usize::try_from(64 + 56 * header + 8).unwrap();
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        content[at..at + bytes.len()].copy_from_slice(&bytes);
+        self::file(&content)
+    }
+
     fn file(content: &[u8]) -> OwnedFd {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
@@ -137,6 +149,24 @@ mod tests {
             matches!(refused, Err(KernelError::NoPvhEntry)),
             "{refused:?}"
         );
+    }
+
+    /// Headers that point past the end of the file kept a loader reading forever.
+    #[test]
+    fn cve_2022_23523_headers_that_point_out_of_the_file_end_in_an_error() {
+        const FAR: u64 = 1 << 40;
+        for (header, words) in [
+            (0, [FAR, TEXT, TEXT, 7, 0x1000, 4]),
+            (0, [0x100, TEXT, TEXT, FAR, FAR, 4]),
+            (0, [u64::MAX, TEXT, TEXT, u64::MAX, u64::MAX, 4]),
+            (0, [0x100, TEXT, u64::MAX - 8, 7, 0x1000, 4]),
+            (1, [FAR, 0, 0, 24, 24, 4]),
+            (1, [0x158, 0, 0, FAR, FAR, 4]),
+            (1, [0x158, 0, 0, u64::MAX, u64::MAX, 1]),
+        ] {
+            let loaded = load_kernel(&ram(), elf_with(header, words));
+            assert!(loaded.is_err(), "{words:x?}: {loaded:?}");
+        }
     }
 
     #[test]

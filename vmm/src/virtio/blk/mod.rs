@@ -3,31 +3,58 @@
 //! The file is raw bytes. Its format is never guessed (GHSA-jmr4-g2hv-mjj6), and whether it may be
 //! written is decided here, not by the guest or the descriptor.
 //!
+//! ```text
+//!  chain ──▶ request ──▶ answered at once: what the page cache has, the serial number, refusals
+//!                 └────▶ worker's queue ──▶ file ──▶ done ──▶ status ──▶ used ring
+//! ```
+//! `request` decodes, `config` is the configuration space, and a `worker` for each queue does what
+//! may have to wait. The cache is write-back: a flush makes it durable, and for a driver that knows no
+//! flush every write is one (§5.2.6.2).
+//!
 //! Threat: chains of any layout, sectors of any number, requests that keep the loop from everybody
 //! else. A chain without room for header and status breaks the queue; a request that makes no sense,
 //! that is larger than the configuration space says, or that the host fails, gets a status. A turn
-//! ends after 4 MiB; the rest of the queue waits for the next.
+//! ends after 4 MiB; the rest of the queue waits for the next. A head that comes again before it was
+//! given back breaks the queue (CVE-2026-45782: a peer's table of requests lost the first, whose
+//! buffer was freed under the kernel).
 
+mod config;
+mod job;
+mod parts;
 mod request;
+mod worker;
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use rustix::event::{EventfdFlags, epoll, eventfd};
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
 };
-use vm_memory::Bytes;
+use vm_memory::{Bytes, GuestAddress};
 
+use self::config::{Config, Limits};
+use self::job::{Done, Job, Operation};
+use self::parts::{Parts, copy_from, copy_to};
 use self::request::{
-    Disk, HEADER_LEN, ID_LEN, Refusal, Request, SECTOR, Segment, length, split_front, split_last,
+    Disk, ID_LEN, RANGE_MAX, RANGES_MAX, Refusal, Request, SECTOR, Segment, length, split_front,
 };
+use self::worker::Worker;
 use crate::backend::image::Image;
+use crate::jail::Filters;
 use crate::memory::Ram;
-use crate::report;
+use crate::rate_limit::RateLimiter;
 use crate::virtio::device::{Device, DeviceError, DeviceId};
 use crate::virtio::queue::{Chain, QueueError, Queues};
 
 const QUEUE_SIZE: u16 = 256;
+
+/// Most queues. Each is a thread, which mostly waits.
+pub const MAX_QUEUES: u16 = 4;
 
 /// Most data segments of a request: a queue's descriptors less header and status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
@@ -41,118 +68,276 @@ const REQUEST_MAX: u64 = SEG_MAX as u64 * SIZE_MAX as u64;
 /// Bytes after which others have their turn: a few milliseconds' work.
 const TURN: u64 = 4 * 1024 * 1024;
 
-/// What any request costs of a turn besides its bytes, and a flush, which has none, in their stead.
+/// What any request costs of a turn besides the bytes that are read at once.
 const REQUEST_COST: u64 = 4 * 1024;
-const FLUSH_COST: u64 = TURN / 4;
+
+/// How long a reset waits for requests that are being carried out. A vCPU waits meanwhile, and
+/// perhaps the loop.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A disk.
 #[derive(Debug)]
 pub struct Blk {
-    image: Image,
+    image: Arc<Image>,
     serial: [u8; ID_LEN as usize],
+    config: Config,
+    limit: RateLimiter,
+    queue_sizes: Vec<u16>,
+    lanes: Vec<Lane>,
+    /// Which lane is served first: the limit may leave nothing for those behind it.
+    first: usize,
+    /// Rung by workers.
+    bell: OwnedFd,
+    /// Of the bell and the limit's timer.
+    epoll: OwnedFd,
+    /// Whether each write is to be durable before it is answered.
+    write_through: bool,
 }
 
-/// What came of a request.
-struct Outcome {
-    /// Bytes written into the chain.
-    written: u32,
-    /// What it took of the turn.
-    cost: u64,
+/// One queue and its worker.
+#[derive(Debug)]
+struct Lane {
+    worker: Worker,
+    /// By head: where the status of the request that the worker has goes.
+    in_flight: Vec<Option<GuestAddress>>,
+    /// Whether it has chains, or may have, that the limit held back. The driver need not tell again.
+    due: bool,
+}
+
+/// What becomes of a request.
+enum Next {
+    /// It is answered: the status and the bytes of data written into guest memory.
+    Answer(u32, u32),
+    /// The worker has to do something with the segments.
+    Work(Operation, Vec<Segment>),
 }
 
 impl Blk {
-    /// A disk of the image's whole sectors. `serial` is cut at 20 bytes.
-    #[must_use]
-    pub fn new(image: Image, serial: &str) -> Self {
+    /// A disk of the image's whole sectors, with so many queues, but no more than [`MAX_QUEUES`], that
+    /// does no more than `limit` allows, its threads confined by `filters`. `serial` is cut at 20
+    /// bytes.
+    ///
+    /// # Errors
+    /// When the host has no thread or descriptor to spare, or a thread cannot be confined.
+    pub fn new(
+        image: Image,
+        serial: &str,
+        queues: u16,
+        limit: RateLimiter,
+        filters: Filters,
+    ) -> io::Result<Self> {
+        let run = |image: &Image, job: Job| job.run(image);
+        Self::with(image, serial, queues, limit, filters, run)
+    }
+
+    /// The same, with jobs that are carried out by `run`.
+    fn with(
+        image: Image,
+        serial: &str,
+        queues: u16,
+        limit: RateLimiter,
+        filters: Filters,
+        run: impl Fn(&Image, Job) -> Done + Clone + Send + 'static,
+    ) -> io::Result<Self> {
+        let queues = queues.clamp(1, MAX_QUEUES);
         let mut id = [0; ID_LEN as usize];
         for (to, from) in id.iter_mut().zip(serial.bytes()) {
             *to = from;
         }
-        Self { image, serial: id }
+        let config = Config::new(Limits {
+            capacity: capacity(&image),
+            size_max: SIZE_MAX,
+            seg_max: SEG_MAX,
+            queues,
+            range_max: RANGE_MAX,
+            ranges_max: RANGES_MAX,
+        });
+        let image = Arc::new(image);
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for fd in [Some(bell.as_fd()), limit.timer()].into_iter().flatten() {
+            let data = epoll::EventData::new_u64(0);
+            epoll::add(&epoll, fd, data, epoll::EventFlags::IN)?;
+        }
+        let lanes = (0..queues)
+            .map(|queue| {
+                // Linux keeps 15 bytes of it.
+                let name = format!("disk{queue} {serial}");
+                let (run, image) = (run.clone(), Arc::clone(&image));
+                Ok(Lane {
+                    worker: Worker::start(name, &bell, filters, move |job| run(&image, job))?,
+                    in_flight: vec![None; QUEUE_SIZE.into()],
+                    due: false,
+                })
+            })
+            .collect::<io::Result<_>>()?;
+        Ok(Self {
+            image,
+            serial: id,
+            config,
+            limit,
+            queue_sizes: vec![QUEUE_SIZE; queues.into()],
+            lanes,
+            first: 0,
+            bell,
+            epoll,
+            write_through: false,
+        })
     }
 
     fn disk(&self) -> Disk {
         Disk {
-            capacity: self.image.len() / SECTOR * SECTOR,
+            capacity: capacity(&self.image),
             read_only: self.image.is_read_only(),
             request_max: REQUEST_MAX,
         }
     }
 
-    /// Serves one chain.
-    fn request(&self, index: usize, ram: &Ram, chain: Chain<'_>) -> Result<Outcome, QueueError> {
+    /// Takes a chain on: it is answered, or with the worker. Returns what it took of the turn.
+    fn begin(
+        &mut self,
+        index: usize,
+        queues: &mut Queues<'_>,
+        chain: Chain<'_>,
+    ) -> Result<u64, QueueError> {
         let broken = |what| QueueError::Chain { index, what };
-        let mut readable = Vec::new();
-        let mut writable = Vec::new();
-        for descriptor in chain {
-            let segments = if descriptor.is_write_only() {
-                &mut writable
-            } else {
-                &mut readable
-            };
-            segments.push((descriptor.addr(), descriptor.len()));
+        let ram = queues.ram();
+        let head = chain.head_index();
+        let lane = self.lanes.get_mut(index).ok_or(broken("no such queue"))?;
+        match lane.in_flight.get(usize::from(head)) {
+            Some(None) => {}
+            Some(Some(_)) => return Err(broken("request available again before it was answered")),
+            None => return Err(broken("head that is no descriptor")),
         }
-        let status_at = split_last(&mut writable).ok_or(broken("no room for the status"))?;
-        let front = split_front(&mut readable, HEADER_LEN).ok_or(broken("no room for a header"))?;
-        let header = read_header(ram, &front).ok_or(broken("header outside of memory"))?;
-
-        let decoded = self
-            .disk()
-            .decode(header, length(&readable), length(&writable));
-        let cost = match decoded {
-            Ok(Request::Read { .. }) => length(&writable),
-            Ok(Request::Write { .. }) => length(&readable),
-            Ok(Request::Flush) => FLUSH_COST,
-            Ok(Request::Identify) | Err(_) => 0,
-        };
-        let (status, written) = match decoded {
-            Ok(request) => match self.execute(&request, ram, &readable, &writable) {
-                Ok(written) => (VIRTIO_BLK_S_OK, written),
-                Err(error) => {
-                    report::warn(format_args!("disk {request:?}: {error}"));
-                    (VIRTIO_BLK_S_IOERR, 0)
-                }
-            },
-            Err(Refusal::IoError) => (VIRTIO_BLK_S_IOERR, 0),
-            Err(Refusal::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
-        };
-        let status = u8::try_from(status).expect("the three statuses are 0, 1 and 2");
-        ram.write_obj(status, status_at)
-            .map_err(|_| broken("status outside of memory"))?;
-        Ok(Outcome {
-            written: written.saturating_add(1),
-            cost: cost + REQUEST_COST,
-        })
+        let parts = Parts::take(index, ram, chain)?;
+        let status_at = parts.status_at;
+        let bytes = length(&parts.readable) + length(&parts.writable);
+        self.limit.spend(bytes.min(REQUEST_MAX));
+        match self.decide(ram, parts) {
+            Next::Answer(status, written) => {
+                answer(index, queues, head, status_at, status, written)?;
+                Ok(REQUEST_COST + u64::from(written))
+            }
+            Next::Work(operation, segments) => {
+                let lane = &mut self.lanes[index];
+                lane.in_flight[usize::from(head)] = Some(status_at);
+                lane.worker.submit(Job {
+                    head,
+                    operation,
+                    ram: ram.clone(),
+                    segments,
+                });
+                Ok(REQUEST_COST)
+            }
+        }
     }
 
-    /// Carries a request out; returns the bytes of data written into guest memory.
-    fn execute(
-        &self,
-        request: &Request,
-        ram: &Ram,
-        readable: &[Segment],
-        writable: &[Segment],
-    ) -> io::Result<u32> {
-        match request {
-            Request::Read { offset } => {
-                self.image.read_at(ram, writable, *offset)?;
-                Ok(u32::try_from(length(writable)).expect("at most REQUEST_MAX"))
-            }
-            Request::Write { offset } => self.image.write_at(ram, readable, *offset).map(|()| 0),
-            Request::Flush if self.image.is_read_only() => Ok(0),
-            Request::Flush => self.image.sync().map(|()| 0),
-            Request::Identify => {
-                let mut segments = writable.to_vec();
-                let front = split_front(&mut segments, ID_LEN.into()).unwrap_or_default();
-                let mut rest = self.serial.as_slice();
-                for (address, length) in front {
-                    let (now, later) = rest.split_at((length as usize).min(rest.len()));
-                    ram.write_slice(now, address).map_err(io::Error::other)?;
-                    rest = later;
-                }
-                Ok(ID_LEN)
+    /// Gives every queue that has something, as far as is known, its turn.
+    fn serve_due(&mut self, queues: &mut Queues<'_>) -> Result<(), QueueError> {
+        let count = self.lanes.len();
+        for index in (self.first..count).chain(0..self.first) {
+            if self.lanes[index].due {
+                self.serve_lane(index, queues)?;
             }
         }
+        self.first = (self.first + 1) % count;
+        Ok(())
+    }
+
+    fn serve_lane(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), QueueError> {
+        let mut left = TURN;
+        while left > 0
+            && self.limit.ready()
+            && let Some(chain) = queues.pop(index)?
+        {
+            left = left.saturating_sub(self.begin(index, queues, chain)?);
+        }
+        self.lanes[index].due = self.limit.is_waiting();
+        // If chains are left, this makes the queue ready again at once. Over the limit, the timer
+        // does.
+        if !self.lanes[index].due {
+            queues.listen(index)?;
+        }
+        queues.notify(index)
+    }
+
+    fn decide(&self, ram: &Ram, parts: Parts) -> Next {
+        let Parts {
+            header,
+            readable,
+            writable,
+            ..
+        } = parts;
+        let failed = Next::Answer(VIRTIO_BLK_S_IOERR, 0);
+        let disk = self.disk();
+        let request = match disk.decode(header, length(&readable), length(&writable)) {
+            Ok(request) => request,
+            Err(refusal) => return refuse(&refusal),
+        };
+        let operation = match request {
+            Request::Read { offset } => match self.image.read_cached_at(ram, &writable, offset) {
+                Ok(false) => return Next::Work(Operation::Read { offset }, writable),
+                Ok(true) => {
+                    let read = u32::try_from(length(&writable)).expect("at most REQUEST_MAX");
+                    return Next::Answer(VIRTIO_BLK_S_OK, read);
+                }
+                Err(_) => return failed,
+            },
+            Request::Write { offset } => {
+                let through = self.write_through;
+                return Next::Work(Operation::Write { offset, through }, readable);
+            }
+            Request::Flush => Operation::Flush,
+            Request::Identify => {
+                let mut segments = writable;
+                let room = split_front(&mut segments, ID_LEN.into()).unwrap_or_default();
+                return match copy_to(ram, &room, &self.serial) {
+                    Ok(()) => Next::Answer(VIRTIO_BLK_S_OK, ID_LEN),
+                    Err(_) => failed,
+                };
+            }
+            Request::Discard | Request::WriteZeroes => {
+                // `decode` has bounded its length.
+                let mut data = vec![0; usize::try_from(length(&readable)).unwrap_or(0)];
+                if copy_from(ram, &readable, &mut data).is_none() {
+                    return failed;
+                }
+                match disk.ranges(&request, &data) {
+                    Err(refusal) => return refuse(&refusal),
+                    Ok(ranges) if request == Request::Discard => Operation::Discard(ranges),
+                    Ok(ranges) => Operation::WriteZeroes(ranges),
+                }
+            }
+        };
+        Next::Work(operation, Vec::new())
+    }
+
+    /// Quietens the bell; it fails only when that has not rung.
+    fn hush(&self) {
+        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+    }
+
+    /// Answers what the workers have done.
+    fn finish(&mut self, queues: &mut Queues<'_>) -> Result<(), QueueError> {
+        self.hush();
+        for (index, lane) in self.lanes.iter_mut().enumerate() {
+            let all = lane.worker.take_done();
+            if all.is_empty() {
+                continue;
+            }
+            for done in all {
+                let status_at = (lane.in_flight.get_mut(usize::from(done.head)))
+                    .and_then(Option::take)
+                    .expect("a job has an entry until it is done or forgotten");
+                let (status, written) = match done.written {
+                    Some(written) => (VIRTIO_BLK_S_OK, written),
+                    None => (VIRTIO_BLK_S_IOERR, 0),
+                };
+                answer(index, queues, done.head, status_at, status, written)?;
+            }
+            queues.notify(index)?;
+        }
+        Ok(())
     }
 }
 
@@ -162,259 +347,90 @@ impl Device for Blk {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        &self.queue_sizes
     }
 
     fn features(&self) -> u64 {
-        let read_only = if self.image.is_read_only() {
-            1 << VIRTIO_BLK_F_RO
+        let always = 1 << VIRTIO_BLK_F_FLUSH
+            | 1 << VIRTIO_BLK_F_SIZE_MAX
+            | 1 << VIRTIO_BLK_F_SEG_MAX
+            | 1 << VIRTIO_BLK_F_MQ;
+        if self.image.is_read_only() {
+            always | 1 << VIRTIO_BLK_F_RO
         } else {
-            0
-        };
-        1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_SIZE_MAX | 1 << VIRTIO_BLK_F_SEG_MAX | read_only
+            always | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+        }
     }
 
-    /// `struct virtio_blk_config` (§5.2.4): capacity in sectors, `size_max`, `seg_max`.
     fn read_config(&self, offset: usize, data: &mut [u8]) {
-        let mut config = [0; 16];
-        config[..8].copy_from_slice(&(self.disk().capacity / SECTOR).to_le_bytes());
-        config[8..12].copy_from_slice(&SIZE_MAX.to_le_bytes());
-        config[12..].copy_from_slice(&SEG_MAX.to_le_bytes());
-        for (to, from) in data.iter_mut().zip(config.iter().skip(offset)) {
-            *to = *from;
+        self.config.read(offset, data);
+    }
+
+    fn activate(&mut self, features: u64, _: &mut Queues<'_>) -> Result<(), DeviceError> {
+        if self.lanes.iter().any(|lane| lane.worker.hangs()) {
+            let what = "the file of a disk has not answered since before the last reset";
+            return Err(DeviceError::Backend(what.to_owned()));
         }
+        // A driver that does not flush takes what was answered for durable (§5.2.6.2).
+        self.write_through = features & 1 << VIRTIO_BLK_F_FLUSH == 0;
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        for lane in &mut self.lanes {
+            lane.worker.forget();
+            lane.in_flight.fill(None);
+            lane.due = false;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        for lane in &self.lanes {
+            lane.worker.settle(deadline);
+        }
+        self.hush();
     }
 
     fn serve(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
-        let ram = queues.ram();
-        let mut left = TURN;
-        while left > 0
-            && let Some(chain) = queues.pop(index)?
-        {
-            let head = chain.head_index();
-            let outcome = self.request(index, ram, chain)?;
-            queues.push(index, head, outcome.written)?;
-            left = left.saturating_sub(outcome.cost);
+        if let Some(lane) = self.lanes.get_mut(index) {
+            lane.due = true;
         }
-        // If chains are left, this makes the queue ready again at once.
-        queues.listen(index)?;
-        Ok(queues.notify(index)?)
+        Ok(self.serve_due(queues)?)
+    }
+
+    fn backend(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.epoll.as_fd())
+    }
+
+    fn serve_backend(&mut self, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
+        self.finish(queues)?;
+        Ok(self.serve_due(queues)?)
     }
 }
 
-fn read_header(ram: &Ram, segments: &[Segment]) -> Option<[u8; 16]> {
-    let mut header = [0; 16];
-    let mut filled = 0;
-    for &(address, length) in segments {
-        let part = header.get_mut(filled..filled + length as usize)?;
-        ram.read_slice(part, address).ok()?;
-        filled += length as usize;
+fn capacity(image: &Image) -> u64 {
+    image.len() / SECTOR * SECTOR
+}
+
+fn refuse(refusal: &Refusal) -> Next {
+    match refusal {
+        Refusal::IoError => Next::Answer(VIRTIO_BLK_S_IOERR, 0),
+        Refusal::Unsupported => Next::Answer(VIRTIO_BLK_S_UNSUPP, 0),
     }
-    Some(header)
+}
+
+/// Gives a chain back with its status, which counts as written.
+fn answer(
+    index: usize,
+    queues: &mut Queues<'_>,
+    head: u16,
+    status_at: GuestAddress,
+    status: u32,
+    written: u32,
+) -> Result<(), QueueError> {
+    let status = u8::try_from(status).expect("the three statuses are 0, 1 and 2");
+    let what = "status outside of memory";
+    (queues.ram().write_obj(status, status_at)).map_err(|_| QueueError::Chain { index, what })?;
+    queues.push(index, head, written.saturating_add(1))
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs::File;
-    use std::os::unix::fs::FileExt;
-
-    use super::*;
-    use crate::virtio::queue::testing::{Buffer, Driver};
-
-    const IN: u32 = 0;
-    const OUT: u32 = 1;
-
-    fn header(kind: u32, sector: u64) -> Vec<u8> {
-        [
-            kind.to_le_bytes().as_slice(),
-            &[0; 4],
-            &sector.to_le_bytes(),
-        ]
-        .concat()
-    }
-
-    fn disk(read_only: bool) -> (Blk, File) {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(8 * SECTOR).unwrap();
-        let image = Image::new(file.try_clone().unwrap().into(), read_only).unwrap();
-        (Blk::new(image, "kelp"), file)
-    }
-
-    /// Sends one chain; returns what was written into it, the status last.
-    fn send(blk: &mut Blk, buffers: &[Buffer<'_>]) -> Vec<u8> {
-        let mut driver = Driver::new(&[QUEUE_SIZE]);
-        driver.add(0, buffers);
-        blk.serve(0, &mut driver.queues()).unwrap();
-        driver.used(0).unwrap().written
-    }
-
-    #[test]
-    fn what_was_written_is_read_and_is_in_the_file() {
-        let (mut blk, file) = disk(false);
-        let data = [7; 1024];
-        let written = send(
-            &mut blk,
-            &[
-                Buffer::Readable(&header(OUT, 2)),
-                Buffer::Readable(&data),
-                Buffer::Writable(1),
-            ],
-        );
-        assert_eq!(written, [0]);
-
-        let read = send(
-            &mut blk,
-            &[
-                Buffer::Readable(&header(IN, 1)),
-                Buffer::Writable(600),
-                Buffer::Writable(424),
-                Buffer::Writable(1),
-            ],
-        );
-        assert_eq!(read.len(), 1025);
-        assert!(read[..512].iter().all(|&byte| byte == 0));
-        assert!(read[512..1024].iter().all(|&byte| byte == 7));
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, 3 * SECTOR).unwrap();
-        assert_eq!(byte, [7]);
-    }
-
-    #[test]
-    fn the_status_may_share_a_descriptor_with_data_and_the_header_may_be_cut() {
-        let (mut blk, _file) = disk(false);
-        let header = header(IN, 0);
-        let read = send(
-            &mut blk,
-            &[
-                Buffer::Readable(&header[..5]),
-                Buffer::Readable(&header[5..]),
-                Buffer::Writable(513),
-            ],
-        );
-        assert_eq!((read.len(), read[512]), (513, 0));
-    }
-
-    #[test]
-    fn a_write_to_a_read_only_disk_fails_and_changes_nothing() {
-        let (mut blk, file) = disk(true);
-        let written = send(
-            &mut blk,
-            &[
-                Buffer::Readable(&header(OUT, 0)),
-                Buffer::Readable(&[7; 512]),
-                Buffer::Writable(1),
-            ],
-        );
-        assert_eq!(written, [1]);
-        let mut byte = [9];
-        file.read_exact_at(&mut byte, 0).unwrap();
-        assert_eq!(byte, [0]);
-    }
-
-    #[test]
-    fn a_file_that_shrank_under_the_disk_gives_an_error_status() {
-        let (mut blk, file) = disk(false);
-        file.set_len(SECTOR).unwrap();
-        let read = send(
-            &mut blk,
-            &[
-                Buffer::Readable(&header(IN, 4)),
-                Buffer::Writable(512),
-                Buffer::Writable(1),
-            ],
-        );
-        // Only the status counts as written.
-        assert_eq!(read.len(), 1);
-    }
-
-    #[test]
-    fn the_serial_number_is_padded_to_20_bytes() {
-        let (mut blk, _file) = disk(false);
-        let id = send(
-            &mut blk,
-            &[
-                Buffer::Readable(&header(8, 0)),
-                Buffer::Writable(20),
-                Buffer::Writable(1),
-            ],
-        );
-        assert_eq!(&id[..6], b"kelp\0\0");
-        assert_eq!(id.len(), 21);
-    }
-
-    #[test]
-    fn chains_without_header_or_status_or_outside_of_memory_break_the_queue() {
-        let header = header(IN, 0);
-        for buffers in [
-            [Buffer::Readable(&header), Buffer::Readable(b"no status")],
-            [Buffer::Readable(b"short"), Buffer::Writable(513)],
-            [Buffer::Raw(u64::MAX - 8, 16, 1), Buffer::Writable(513)],
-            [
-                Buffer::Readable(&header),
-                Buffer::Raw(u64::MAX - 600, 513, 2),
-            ],
-        ] {
-            let (mut blk, _file) = disk(false);
-            let mut driver = Driver::new(&[QUEUE_SIZE]);
-            driver.add(0, &buffers);
-            let served = blk.serve(0, &mut driver.queues());
-            assert!(matches!(served, Err(DeviceError::Queue(_))), "{buffers:?}");
-        }
-    }
-
-    #[test]
-    fn the_configuration_space_tells_capacity_and_bounds_and_ends() {
-        let (blk, _file) = disk(false);
-        let mut config = [0; 20];
-        blk.read_config(0, &mut config);
-        assert_eq!(config[..8], 8_u64.to_le_bytes());
-        assert_eq!(config[8..12], SIZE_MAX.to_le_bytes());
-        assert_eq!(config[12..16], SEG_MAX.to_le_bytes());
-        assert_eq!(config[16..], [0; 4]);
-        for offset in [15, 16, 17, usize::MAX] {
-            blk.read_config(offset, &mut config);
-        }
-    }
-
-    #[test]
-    fn only_a_disk_that_may_not_be_written_says_so() {
-        for read_only in [false, true] {
-            let says = disk(read_only).0.features() & 1 << VIRTIO_BLK_F_RO != 0;
-            assert_eq!(says, read_only);
-        }
-    }
-
-    #[test]
-    fn a_turn_ends_and_the_rest_of_the_queue_is_announced_for_the_next() {
-        let (mut blk, _file) = disk(false);
-        let mut driver = Driver::new(&[QUEUE_SIZE]);
-        for _ in 0..6 {
-            let header = header(4, 0);
-            driver.add(0, &[Buffer::Readable(&header), Buffer::Writable(1)]);
-        }
-        let mut turns = Vec::new();
-        for _ in 0..3 {
-            blk.serve(0, &mut driver.queues()).unwrap();
-            let served = std::iter::from_fn(|| driver.used(0)).count();
-            turns.push((served, driver.kicked(0)));
-        }
-        assert_eq!(turns, [(4, true), (2, false), (0, false)]);
-    }
-
-    #[test]
-    fn a_request_larger_than_the_configuration_space_allows_is_refused() {
-        let (mut blk, file) = disk(false);
-        file.set_len(REQUEST_MAX * 2).unwrap();
-        blk.image = Image::new(file.into(), false).unwrap();
-        let header = header(IN, 0);
-        // 272 MiB of them, all in one place: a descriptor's length is the driver's word alone.
-        let huge = Buffer::Raw(0x1000_0000, 0x0100_0000, 3);
-        let mut driver = Driver::new(&[QUEUE_SIZE]);
-        let mut buffers = vec![Buffer::Readable(&header)];
-        buffers.extend(std::iter::repeat_n(huge, 17));
-        buffers.push(Buffer::Writable(1));
-        driver.add(0, &buffers);
-        blk.serve(0, &mut driver.queues()).unwrap();
-        assert_eq!(driver.used(0).unwrap().written.len(), 1);
-    }
-}
+mod tests;

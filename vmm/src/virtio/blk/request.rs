@@ -1,7 +1,8 @@
 //! Block requests (virtio 1.3 §5.2.6): decoding, without any input or output.
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use vm_memory::GuestAddress;
 
@@ -9,10 +10,19 @@ use vm_memory::GuestAddress;
 pub(super) const SECTOR: u64 = 512;
 
 /// Length of the header: type, reserved, sector.
-pub(super) const HEADER_LEN: u64 = 16;
+pub(super) const HEADER_LEN: usize = 16;
 
 /// Bytes of the answer to [`Request::Identify`].
 pub(super) const ID_LEN: u32 = 20;
+
+/// Length of a range of [`Request::Discard`] or [`Request::WriteZeroes`]: sector, number, flags.
+const RANGE_LEN: u64 = 16;
+
+/// Most ranges of one such request.
+pub(super) const RANGES_MAX: u32 = 32;
+
+/// Most sectors of one range: 1 GiB.
+pub(super) const RANGE_MAX: u32 = 1 << 21;
 
 /// A piece of guest memory: where, and how many bytes.
 pub(super) type Segment = (GuestAddress, u32);
@@ -34,6 +44,21 @@ pub(super) enum Request {
     Flush,
     /// Tell the disk's serial number.
     Identify,
+    /// Forget what is in the ranges that the readable segments name.
+    Discard,
+    /// Make the ranges that the readable segments name read as zeroes.
+    WriteZeroes,
+}
+
+/// A part of the disk.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Range {
+    /// Byte offset in the disk; the whole range lies in it.
+    pub(super) offset: u64,
+    /// Its length in bytes.
+    pub(super) length: u64,
+    /// Whether the space may be given back to the host.
+    pub(super) unmap: bool,
 }
 
 /// Why a request is refused with a status; the driver goes on.
@@ -64,7 +89,7 @@ impl Disk {
     /// The status to answer with.
     pub(super) fn decode(
         &self,
-        header: [u8; 16],
+        header: [u8; HEADER_LEN],
         readable: u64,
         writable: u64,
     ) -> Result<Request, Refusal> {
@@ -83,8 +108,51 @@ impl Disk {
             VIRTIO_BLK_T_FLUSH => Ok(Request::Flush),
             VIRTIO_BLK_T_GET_ID if writable >= u64::from(ID_LEN) => Ok(Request::Identify),
             VIRTIO_BLK_T_GET_ID => Err(Refusal::IoError),
+            // "All writes" to a read-only device fail (§5.2.6.2).
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES
+                if self.read_only || !is_ranges(readable) =>
+            {
+                Err(Refusal::IoError)
+            }
+            VIRTIO_BLK_T_DISCARD => Ok(Request::Discard),
+            VIRTIO_BLK_T_WRITE_ZEROES => Ok(Request::WriteZeroes),
             _ => Err(Refusal::Unsupported),
         }
+    }
+
+    /// Decodes the ranges of a [`Request::Discard`] or [`Request::WriteZeroes`].
+    ///
+    /// # Errors
+    /// The status to answer with: reserved flags, and "unmap" for what is discarded anyway, are not
+    /// supported (§5.2.6.2).
+    pub(super) fn ranges(&self, request: &Request, data: &[u8]) -> Result<Vec<Range>, Refusal> {
+        let known = match request {
+            Request::WriteZeroes => VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+            _ => 0,
+        };
+        let (ranges, _) = data.as_chunks();
+        (ranges.iter())
+            .map(|&[a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]| {
+                let sector = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+                let sectors = u32::from_le_bytes([i, j, k, l]);
+                let flags = u32::from_le_bytes([m, n, o, p]);
+                if flags & !known != 0 {
+                    return Err(Refusal::Unsupported);
+                }
+                let length = u64::from(sectors) * SECTOR;
+                let offset = sector.checked_mul(SECTOR).ok_or(Refusal::IoError)?;
+                let end = offset.checked_add(length).ok_or(Refusal::IoError)?;
+                if end > self.capacity || sectors > RANGE_MAX {
+                    return Err(Refusal::IoError);
+                }
+                let unmap = flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
+                Ok(Range {
+                    offset,
+                    length,
+                    unmap,
+                })
+            })
+            .collect()
     }
 
     /// The byte offset of `sector`, if `length` bytes from there on are whole sectors of the disk
@@ -99,6 +167,11 @@ impl Disk {
             Err(Refusal::IoError)
         }
     }
+}
+
+/// Whether so many bytes are ranges, at least one and no more than there may be.
+fn is_ranges(length: u64) -> bool {
+    length > 0 && length.is_multiple_of(RANGE_LEN) && length / RANGE_LEN <= u64::from(RANGES_MAX)
 }
 
 /// Takes `length` bytes off the front of `segments`; `None` when there are fewer.
@@ -138,86 +211,4 @@ pub(super) fn length(segments: &[Segment]) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn header(kind: u32, sector: u64) -> [u8; 16] {
-        let mut header = [0; 16];
-        header[..4].copy_from_slice(&kind.to_le_bytes());
-        header[8..].copy_from_slice(&sector.to_le_bytes());
-        header
-    }
-
-    const DISK: Disk = Disk {
-        capacity: 8 * SECTOR,
-        read_only: false,
-        request_max: 6 * SECTOR,
-    };
-
-    #[test]
-    fn each_kind_of_request_is_told_apart() {
-        let decode = |kind| DISK.decode(header(kind, 1), 512, 512);
-        assert_eq!(decode(0), Ok(Request::Read { offset: 512 }));
-        assert_eq!(decode(1), Ok(Request::Write { offset: 512 }));
-        assert_eq!(decode(4), Ok(Request::Flush));
-        assert_eq!(decode(8), Ok(Request::Identify));
-        for kind in [2, 11, 13, 99, u32::MAX] {
-            assert_eq!(decode(kind), Err(Refusal::Unsupported), "{kind}");
-        }
-    }
-
-    #[test]
-    fn requests_outside_of_the_disk_or_of_part_sectors_or_too_large_are_refused() {
-        for (sector, length) in [
-            (8, 512),
-            (7, 1024),
-            (0, 9 * 512),
-            (0, 511),
-            (0, 513),
-            (0, 7 * 512),
-            (u64::MAX, 512),
-            (u64::MAX / 512, 512),
-            (1 << 55, 512),
-        ] {
-            for kind in [0, 1] {
-                let request = DISK.decode(header(kind, sector), length, length);
-                assert_eq!(request, Err(Refusal::IoError), "{kind} {sector} {length}");
-            }
-        }
-        assert!(DISK.decode(header(0, 7), 0, 512).is_ok());
-        assert!(DISK.decode(header(0, 2), 0, 6 * 512).is_ok());
-    }
-
-    #[test]
-    fn a_read_only_disk_refuses_writes_and_nothing_else() {
-        let disk = Disk {
-            read_only: true,
-            ..DISK
-        };
-        let refused = disk.decode(header(1, 0), 512, 0);
-        assert_eq!(refused, Err(Refusal::IoError));
-        assert!(disk.decode(header(0, 0), 0, 512).is_ok());
-        assert_eq!(disk.decode(header(4, 0), 0, 0), Ok(Request::Flush));
-    }
-
-    #[test]
-    fn a_serial_number_needs_its_room() {
-        let refused = DISK.decode(header(8, 0), 0, 19);
-        assert_eq!(refused, Err(Refusal::IoError));
-        assert_eq!(DISK.decode(header(8, 0), 0, 20), Ok(Request::Identify));
-    }
-
-    #[test]
-    fn segments_split_wherever_the_driver_cut_them() {
-        let at = GuestAddress;
-        let mut segments = vec![(at(0x100), 10), (at(0x200), 0), (at(0x300), 20)];
-        let front = split_front(&mut segments, 16).unwrap();
-        assert_eq!(front, [(at(0x100), 10), (at(0x200), 0), (at(0x300), 6)]);
-        assert_eq!(split_last(&mut segments), Some(at(0x313)));
-        assert_eq!(segments, [(at(0x306), 13)]);
-        assert_eq!(length(&segments), 13);
-        assert_eq!(split_front(&mut segments, 14), None);
-        assert_eq!(split_last(&mut Vec::new()), None);
-        assert_eq!(split_front(&mut vec![(at(u64::MAX - 4), 10)], 8), None);
-    }
-}
+mod tests;

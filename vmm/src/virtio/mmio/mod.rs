@@ -108,6 +108,13 @@ impl<D: Device> Mmio<D> {
         &mut self.device
     }
 
+    /// Tells the driver that the device's configuration has changed.
+    pub fn config_changed(&self) {
+        if self.status.is_live() {
+            self.interrupt.config_changed();
+        }
+    }
+
     fn offered(&self) -> u64 {
         if self.device.external_queues() {
             return self.device.features();
@@ -147,7 +154,8 @@ impl<D: Device> Mmio<D> {
             STATUS => self.status.bits(),
             // A length of all ones: there is no such shared memory region (§4.2.2).
             SHM_LEN_LOW | SHM_LEN_HIGH => u32::MAX,
-            // No device of ours changes its configuration while it is live.
+            // What changes while a device is live is one field, which is read at once (a balloon's
+            // target): there are no two states to mix (§2.5.2).
             CONFIG_GENERATION => 0,
             _ => 0,
         }

@@ -254,6 +254,42 @@ fn a_backend_is_heard_only_while_its_device_is_live() {
 }
 
 #[test]
+fn a_flood_of_notifications_is_one_turn_and_none_for_queues_that_are_not_there() {
+    let mut mmio = at(15);
+    while mmio.notifications().iter().any(|kick| kick.read().is_ok()) {}
+    for queue in [0, 1, 2, 0xffff, u32::MAX] {
+        for _ in 0..10_000 {
+            set(&mut mmio, QUEUE_NOTIFY, queue);
+        }
+    }
+    for queue in [0, 1] {
+        // As the event loop does: it sees readiness, not a number.
+        mmio.kicked(queue);
+        assert!(mmio.notifications()[queue].read().is_err(), "another turn");
+    }
+    assert_eq!(mmio.device.served, 2);
+}
+
+/// virtio 1.3 §2.7.10: with EVENT_IDX, and with indirect descriptors, as Linux has both.
+#[test]
+fn the_rings_features_are_offered_and_followed() {
+    for (event_idx, bits) in [(true, 1 << 29 | 1 << 28), (false, 1 << 28)] {
+        let mut mmio = device();
+        for step in [1, 3] {
+            set(&mut mmio, STATUS, step);
+        }
+        assert_eq!(get(&mut mmio, DEVICE_FEATURES) & bits, bits);
+        set(&mut mmio, DRIVER_FEATURES, bits);
+        advance(&mut mmio, 15);
+        assert!(
+            mmio.rings
+                .iter()
+                .all(|ring| ring.event_idx_enabled() == event_idx)
+        );
+    }
+}
+
+#[test]
 fn the_configuration_space_begins_at_0x100() {
     let mut mmio = at(0);
     let mut data = [0; 2];

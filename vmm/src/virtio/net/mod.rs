@@ -16,7 +16,8 @@
 //! Threat: the driver, and whoever sends to the tap. The driver's headers are checked
 //! (`header`), its buffers have to be large enough for one; a frame that no set of its buffers
 //! can hold is dropped, so that it does not block those behind it (CVE-2020-16843 was such a
-//! freeze). Work in one call is bounded in both directions.
+//! freeze). Work in one call is bounded in both directions, and over time by the limits that the
+//! machine's description has; a direction that waits for one holds its frame, or its chains, back.
 
 mod config;
 mod header;
@@ -31,6 +32,7 @@ use self::config::Config;
 use self::header::Header;
 use crate::backend::tap::{Tap, VNET_HEADER_LEN};
 use crate::memory::Ram;
+use crate::rate_limit::RateLimiter;
 use crate::virtio::device::{Device, DeviceError, DeviceId};
 use crate::virtio::queue::{Chain, QueueError, Queues, Writer, reader, writer};
 
@@ -88,6 +90,16 @@ pub struct Net<T> {
     inbox: Inbox,
     outbox: Box<[u8]>,
     transmit: Transmit,
+    limits: Limits,
+}
+
+/// How much may pass over time.
+#[derive(Debug, Default)]
+pub struct Limits {
+    /// Frames to the guest.
+    pub receive: RateLimiter,
+    /// Frames from the guest.
+    pub transmit: RateLimiter,
 }
 
 /// The frame that was read last.
@@ -107,6 +119,14 @@ enum Receive {
     Over,
 }
 
+/// What became of a frame.
+enum Sent {
+    /// It is gone, or was dropped; it had so many bytes.
+    Bytes(usize),
+    /// The tap is full.
+    Not,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Transmit {
     /// The driver is listened to.
@@ -116,23 +136,24 @@ enum Transmit {
 }
 
 impl<T: Tap> Net<T> {
-    /// A card with the given hardware address, and the MTU if the driver is to be told one.
+    /// A card with the given hardware address, and the MTU if the driver is to be told one; both ways
+    /// as fast as `limits` allow.
     ///
     /// # Errors
     /// See [`NetError`].
-    pub fn new(mac: [u8; 6], mtu: Option<u16>) -> Result<Self, NetError> {
+    pub fn new(mac: [u8; 6], mtu: Option<u16>, limits: Limits) -> Result<Self, NetError> {
         if let Some(mtu) = mtu.filter(|&mtu| mtu < MIN_MTU) {
             return Err(NetError::Mtu(mtu));
         }
         if mac[0] & 1 != 0 || mac == [0; 6] {
             return Err(NetError::Mac(mac));
         }
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC);
+        let epoll = new_epoll(&limits).map_err(|e| NetError::Epoll(e.into()))?;
         Ok(Self {
             tap: None,
             config: Config::new(mac, mtu),
             features: 0,
-            epoll: epoll.map_err(|e| NetError::Epoll(e.into()))?,
+            epoll,
             watched: EventFlags::empty(),
             inbox: Inbox {
                 buffer: vec![0; MAX_FRAME].into_boxed_slice(),
@@ -140,6 +161,7 @@ impl<T: Tap> Net<T> {
             },
             outbox: vec![0; MAX_FRAME].into_boxed_slice(),
             transmit: Transmit::Ready,
+            limits,
         })
     }
 
@@ -175,12 +197,16 @@ impl<T: Tap> Net<T> {
     fn receive_some(&mut self, queues: &mut Queues<'_>) -> Result<(), QueueError> {
         // What the budget leaves in the tap is still an event.
         for _ in 0..BUDGET {
+            if !self.limits.receive.ready() {
+                return Ok(());
+            }
             let Some(len) = self.next_frame() else {
                 return Ok(());
             };
             if !self.deliver(len, queues)? {
                 return Ok(());
             }
+            self.limits.receive.spend(len as u64);
             self.inbox.state = Receive::Empty;
         }
         Ok(())
@@ -262,13 +288,19 @@ impl<T: Tap> Net<T> {
     fn transmit_some(&mut self, queues: &mut Queues<'_>) -> Result<(), QueueError> {
         self.transmit = Transmit::Ready;
         for _ in 0..BUDGET {
+            if !self.limits.transmit.ready() {
+                return Ok(());
+            }
             let Some(chain) = queues.pop(TX)? else {
                 break;
             };
-            if self.send(queues.ram(), &chain)? == Transmit::Blocked {
-                self.transmit = Transmit::Blocked;
-                queues.unpop(TX);
-                return Ok(());
+            match self.send(queues.ram(), &chain)? {
+                Sent::Not => {
+                    self.transmit = Transmit::Blocked;
+                    queues.unpop(TX);
+                    return Ok(());
+                }
+                Sent::Bytes(len) => self.limits.transmit.spend(len as u64),
             }
             queues.push(TX, chain.head_index(), 0)?;
         }
@@ -276,7 +308,7 @@ impl<T: Tap> Net<T> {
     }
 
     /// Sends a frame, or drops it as any network may.
-    fn send(&mut self, ram: &Ram, chain: &Chain<'_>) -> Result<Transmit, QueueError> {
+    fn send(&mut self, ram: &Ram, chain: &Chain<'_>) -> Result<Sent, QueueError> {
         let broken = |what| QueueError::Chain { index: TX, what };
         let mut source = reader(TX, ram, chain)?;
         let len = source.available_bytes();
@@ -285,19 +317,19 @@ impl<T: Tap> Net<T> {
         }
         let Some(frame) = self.outbox.get_mut(..len) else {
             // Larger than any packet: no driver sends it on purpose.
-            return Ok(Transmit::Ready);
+            return Ok(Sent::Bytes(len));
         };
         (source.read_exact(frame)).map_err(|_| broken("frame shorter than its descriptors"))?;
         let Some((header, data)) = frame.split_first_chunk() else {
             return Err(broken("frame shorter than its header"));
         };
         if (Header::decode(header).check(self.features, data.len())).is_err() {
-            return Ok(Transmit::Ready);
+            return Ok(Sent::Bytes(len));
         }
         match self.tap.as_mut().map(|tap| tap.send(frame)) {
-            Some(Err(e)) if e.kind() == ErrorKind::WouldBlock => Ok(Transmit::Blocked),
+            Some(Err(e)) if e.kind() == ErrorKind::WouldBlock => Ok(Sent::Not),
             // Not there, down or gone, or the kernel does not like the frame.
-            None | Some(Ok(()) | Err(_)) => Ok(Transmit::Ready),
+            None | Some(Ok(()) | Err(_)) => Ok(Sent::Bytes(len)),
         }
     }
 
@@ -307,8 +339,8 @@ impl<T: Tap> Net<T> {
             return;
         };
         let mut wanted = match self.inbox.state {
-            Receive::Empty => EventFlags::IN,
-            Receive::Holding(_) | Receive::Over => EventFlags::empty(),
+            Receive::Empty if !self.limits.receive.is_waiting() => EventFlags::IN,
+            Receive::Empty | Receive::Holding(_) | Receive::Over => EventFlags::empty(),
         };
         if self.transmit == Transmit::Blocked {
             wanted |= EventFlags::OUT;
@@ -328,6 +360,18 @@ impl<T: Tap> Net<T> {
             self.watched = wanted;
         }
     }
+}
+
+/// An epoll instance that hears when a limit's wait is over.
+fn new_epoll(limits: &Limits) -> rustix::io::Result<OwnedFd> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    for limit in [&limits.receive, &limits.transmit] {
+        if let Some(timer) = limit.timer() {
+            let data = epoll::EventData::new_u64(0);
+            epoll::add(&epoll, timer, data, EventFlags::IN)?;
+        }
+    }
+    Ok(epoll)
 }
 
 fn put_back(queues: &mut Queues<'_>, buffers: usize) {
@@ -405,7 +449,7 @@ impl<T: Tap> Device for Net<T> {
 
     fn serve_backend(&mut self, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
         self.receive(queues)?;
-        if self.transmit == Transmit::Blocked {
+        if self.transmit == Transmit::Blocked || self.limits.transmit.is_waiting() {
             self.transmit(queues)?;
         }
         Ok(())

@@ -1,12 +1,13 @@
 //! The queues of one device as the device sees them (virtio 1.3 §2.7, split virtqueues).
 
-#[cfg(test)]
-pub(crate) mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::Ram;
+use crate::rate_limit::RateLimiter;
 use crate::virtio::interrupt::Interrupt;
 
 /// Most descriptors of a chain, as QEMU has it. The specification's bound is the queue's size
@@ -164,19 +165,36 @@ impl<'a> Queues<'a> {
     pub fn drain(
         &mut self,
         index: usize,
+        serve: impl FnMut(Chain<'a>) -> Result<u32, QueueError>,
+    ) -> Result<(), QueueError> {
+        self.drain_within(&mut RateLimiter::default(), index, serve)
+    }
+
+    /// The same, as long as `limit` allows, which the bytes written are paid to. When it does not,
+    /// the queue rests, and the driver is not listened to.
+    ///
+    /// # Errors
+    /// As [`Queues::drain`].
+    pub fn drain_within(
+        &mut self,
+        limit: &mut RateLimiter,
+        index: usize,
         mut serve: impl FnMut(Chain<'a>) -> Result<u32, QueueError>,
     ) -> Result<(), QueueError> {
         let mut budget = self.rings.get(index).map_or(0, QueueT::size);
-        while let Some(chain) = self.pop(index)? {
+        while budget > 0
+            && limit.ready()
+            && let Some(chain) = self.pop(index)?
+        {
             let head = chain.head_index();
             let written = serve(chain)?;
             self.push(index, head, written)?;
-            budget = budget.saturating_sub(1);
-            if budget == 0 {
-                break;
-            }
+            limit.spend(written.into());
+            budget -= 1;
         }
-        self.listen(index)?;
+        if !limit.is_waiting() {
+            self.listen(index)?;
+        }
         self.notify(index)
     }
 
@@ -223,6 +241,10 @@ pub fn writer<'a>(index: usize, ram: &'a Ram, chain: &Chain<'a>) -> Result<Write
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
     use vm_memory::Bytes;
 
     use super::testing::{Buffer, Driver};
@@ -255,6 +277,60 @@ mod tests {
         add_indirect(&mut driver, 1025);
         let refused = driver.queues().pop(0);
         assert!(matches!(refused, Err(QueueError::Chain { index: 0, .. })));
+    }
+
+    /// What a driver and a device do in turn.
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Add,
+        Pop,
+        Unpop,
+        Push,
+        Take,
+    }
+
+    proptest! {
+        /// Chains come in their order and are given back once, also where the indices wrap.
+        #[test]
+        fn chains_come_and_go_in_order_wherever_the_indices_stand(
+            start in prop_oneof![Just(0), any::<u16>(), u16::MAX - 8..],
+            steps in vec(
+                prop::sample::select(vec![Step::Add, Step::Pop, Step::Unpop, Step::Push, Step::Take]),
+                0..300,
+            ),
+        ) {
+            let mut driver = Driver::new(&[8]);
+            driver.start_at(0, start);
+            let (mut added, mut popped, mut pushed) = (VecDeque::new(), Vec::new(), VecDeque::new());
+            for step in steps {
+                match step {
+                    Step::Add if driver.free(0) > 0 => {
+                        added.push_back(driver.add(0, &[Buffer::Writable(8)]));
+                    }
+                    Step::Pop => {
+                        let head = driver.queues().pop(0).unwrap().map(|chain| chain.head_index());
+                        prop_assert_eq!(head, added.pop_front());
+                        popped.extend(head);
+                    }
+                    Step::Unpop => {
+                        if let Some(head) = popped.pop() {
+                            driver.queues().unpop(0);
+                            added.push_front(head);
+                        }
+                    }
+                    Step::Push if !popped.is_empty() => {
+                        let head = popped.remove(0);
+                        driver.queues().push(0, head, 3).unwrap();
+                        pushed.push_back(head);
+                    }
+                    Step::Take => {
+                        let used = driver.used(0).map(|used| (used.head, used.written.len()));
+                        prop_assert_eq!(used, pushed.pop_front().map(|head| (head, 3)));
+                    }
+                    Step::Add | Step::Push => {}
+                }
+            }
+        }
     }
 
     #[test]

@@ -1,10 +1,15 @@
-//! A driver for tests: memory, rings and buffers as a guest would lay them out.
+//! A driver for tests and fuzz targets: memory, rings and buffers as a guest would lay them out.
+//! Not in the program: it panics where a test should fail.
+#![expect(
+    clippy::unwrap_used,
+    reason = "what a test's own memory refuses is a failure of the test"
+)]
 
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, FileOffset, GuestAddress};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::memory::Ram;
+use crate::memory::{self, Ram};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::Queues;
 
@@ -25,7 +30,7 @@ const DESC_WRITE: u16 = 2;
 
 /// One descriptor of a chain to add.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Buffer<'a> {
+pub enum Buffer<'a> {
     /// For the device to read.
     Readable(&'a [u8]),
     /// For the device to write, that many bytes.
@@ -36,16 +41,17 @@ pub(crate) enum Buffer<'a> {
 
 /// A chain the device gave back.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Used {
+pub struct Used {
     /// The chain's first descriptor.
-    pub(crate) head: u16,
+    pub head: u16,
     /// What the device says it wrote.
-    pub(crate) written: Vec<u8>,
+    pub written: Vec<u8>,
 }
 
 /// A driver and the memory it shares with one device.
-pub(crate) struct Driver {
-    pub(crate) ram: Ram,
+pub struct Driver {
+    /// All of the guest's memory.
+    pub ram: Ram,
     rings: Vec<Queue>,
     kicks: Vec<EventFd>,
     interrupt: Interrupt,
@@ -66,12 +72,8 @@ struct Lane {
 
 impl Driver {
     /// Sets up queues of the given sizes, with `VIRTIO_F_EVENT_IDX` as Linux has it.
-    pub(crate) fn new(sizes: &[u16]) -> Self {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(RAM_LEN as u64).unwrap();
-        let file = FileOffset::new(file, 0);
-        let range = (GuestAddress(0), RAM_LEN, Some(file));
-        let ram = Ram::from_ranges_with_files([range]).unwrap();
+    pub fn new(sizes: &[u16]) -> Self {
+        let ram = memory::allocate(&[(GuestAddress(0), RAM_LEN)]).unwrap();
         let line = EventFd::new(EFD_NONBLOCK).unwrap();
         let mut buffers = BUFFERS;
         let mut base = RINGS;
@@ -112,12 +114,48 @@ impl Driver {
     }
 
     /// The queues as the device sees them.
-    pub(crate) fn queues(&mut self) -> Queues<'_> {
+    pub fn queues(&mut self) -> Queues<'_> {
         Queues::new(&self.ram, &mut self.rings, &self.kicks, &self.interrupt)
     }
 
+    /// Where queue `queue` is: descriptors, available ring and used ring.
+    #[must_use]
+    pub fn rings(&self, queue: usize) -> [u64; 3] {
+        let base = self.lanes[queue].base;
+        [base, base + AVAIL, base + USED]
+    }
+
+    /// Starts over with empty rings, as a driver does after it reset the device.
+    pub fn restart(&mut self) {
+        for lane in &mut self.lanes {
+            // Up to the buffers, of which nothing needs to be forgotten.
+            for ring in [AVAIL, USED] {
+                self.ram
+                    .write_slice(&[0; 0x100], GuestAddress(lane.base + ring))
+                    .unwrap();
+            }
+            lane.free = (0..lane.size).rev().collect();
+            lane.chains.fill(Vec::new());
+            lane.avail_idx = 0;
+            lane.used_idx = 0;
+        }
+    }
+
+    /// Goes on with indices that stand at `index`, as after that many chains.
+    pub fn start_at(&mut self, queue: usize, index: u16) {
+        let lane = &mut self.lanes[queue];
+        lane.avail_idx = index;
+        lane.used_idx = index;
+        for ring in [AVAIL, USED] {
+            let field = GuestAddress(lane.base + ring + 2);
+            self.ram.write_obj(index, field).unwrap();
+        }
+        self.rings[queue].set_next_avail(index);
+        self.rings[queue].set_next_used(index);
+    }
+
     /// Makes a chain available; panics when the descriptors are used up.
-    pub(crate) fn add(&mut self, queue: usize, buffers: &[Buffer<'_>]) -> u16 {
+    pub fn add(&mut self, queue: usize, buffers: &[Buffer<'_>]) -> u16 {
         let lane = &mut self.lanes[queue];
         let descs: Vec<u16> = buffers.iter().map(|_| lane.free.pop().unwrap()).collect();
         let mut chain = Vec::new();
@@ -157,7 +195,7 @@ impl Driver {
     }
 
     /// Makes a head available, whatever it is.
-    pub(crate) fn offer(&mut self, queue: usize, head: u16) {
+    pub fn offer(&mut self, queue: usize, head: u16) {
         let lane = &mut self.lanes[queue];
         let ring = lane.base + AVAIL;
         let slot = u64::from(lane.avail_idx % lane.size);
@@ -171,17 +209,17 @@ impl Driver {
     }
 
     /// Takes a queue away, as if the driver had never set it up.
-    pub(crate) fn retire(&mut self, queue: usize) {
+    pub fn retire(&mut self, queue: usize) {
         self.rings[queue].set_ready(false);
     }
 
     /// Descriptors not in use.
-    pub(crate) fn free(&self, queue: usize) -> usize {
+    pub fn free(&self, queue: usize) -> usize {
         self.lanes[queue].free.len()
     }
 
     /// The next chain the device gave back.
-    pub(crate) fn used(&mut self, queue: usize) -> Option<Used> {
+    pub fn used(&mut self, queue: usize) -> Option<Used> {
         let lane = &mut self.lanes[queue];
         let ring = lane.base + USED;
         let idx: u16 = self.ram.read_obj(GuestAddress(ring + 2)).unwrap();
@@ -214,7 +252,7 @@ impl Driver {
     }
 
     /// Whether the device asked to be told of the chain added last (`avail_event`).
-    pub(crate) fn device_listens(&self, queue: usize) -> bool {
+    pub fn device_listens(&self, queue: usize) -> bool {
         let lane = &self.lanes[queue];
         let avail_event = lane.base + USED + 4 + 8 * u64::from(lane.size);
         let event: u16 = self.ram.read_obj(GuestAddress(avail_event)).unwrap();
@@ -222,17 +260,17 @@ impl Driver {
     }
 
     /// Notifies the device, as a write to `QueueNotify` would.
-    pub(crate) fn kick(&self, queue: usize) {
+    pub fn kick(&self, queue: usize) {
         self.kicks[queue].write(1).unwrap();
     }
 
     /// Whether the device called for itself to be served again; forgets it.
-    pub(crate) fn kicked(&self, queue: usize) -> bool {
+    pub fn kicked(&self, queue: usize) -> bool {
         self.kicks[queue].read().is_ok()
     }
 
     /// Whether the interrupt was raised; forgets it.
-    pub(crate) fn interrupted(&self) -> bool {
+    pub fn interrupted(&self) -> bool {
         self.line.read().is_ok()
     }
 }

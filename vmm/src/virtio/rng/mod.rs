@@ -1,12 +1,15 @@
 //! virtio-rng (virtio 1.3 §5.4): the driver offers buffers, the device fills them with entropy.
 //!
 //! Threat: a guest that asks for gigabytes. A request is answered with at most 64 KiB, whatever it
-//! offers, and a notification with at most one queue of requests.
+//! offers, a notification with at most one queue of requests, and the machine's description may limit
+//! both over time.
 
 use std::io::Write;
+use std::os::fd::BorrowedFd;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use crate::rate_limit::RateLimiter;
 use crate::virtio::device::{Device, DeviceError, DeviceId};
 use crate::virtio::queue::{Queues, writer};
 
@@ -18,7 +21,17 @@ const CHUNK: usize = 256;
 
 /// The host's entropy, by way of `getrandom(2)`.
 #[derive(Debug, Default)]
-pub struct Rng;
+pub struct Rng {
+    limit: RateLimiter,
+}
+
+impl Rng {
+    /// A source that gives no more than `limit` allows.
+    #[must_use]
+    pub fn new(limit: RateLimiter) -> Self {
+        Self { limit }
+    }
+}
 
 impl Device for Rng {
     fn id(&self) -> DeviceId {
@@ -37,7 +50,7 @@ impl Device for Rng {
 
     fn serve(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
         let ram = queues.ram();
-        queues.drain(index, |chain| {
+        queues.drain_within(&mut self.limit, index, |chain| {
             let mut buffer = writer(index, ram, &chain)?;
             let wanted = buffer.available_bytes().min(MAX_BYTES);
             let mut written = 0;
@@ -57,10 +70,25 @@ impl Device for Rng {
         })?;
         Ok(())
     }
+
+    fn backend(&self) -> Option<BorrowedFd<'_>> {
+        self.limit.timer()
+    }
+
+    fn serve_backend(&mut self, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
+        self.serve(0, queues)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
+    use std::time::Duration;
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use vm_memory::{Bytes, GuestAddress};
+    use vmm_control::{RateLimit, TokenBucket};
+
     use super::*;
     use crate::virtio::queue::testing::{Buffer, Driver};
 
@@ -68,25 +96,76 @@ mod tests {
     fn a_buffer_is_filled() {
         let mut driver = Driver::new(&[64]);
         driver.add(0, &[Buffer::Writable(300)]);
-        Rng.serve(0, &mut driver.queues()).unwrap();
+        Rng::default().serve(0, &mut driver.queues()).unwrap();
         let used = driver.used(0).unwrap();
         assert_eq!(used.written.len(), 300);
         assert!(used.written.iter().any(|&byte| byte != 0));
     }
 
+    /// A peer made room for whatever the guest asked for (Firecracker #5762).
     #[test]
-    fn a_huge_buffer_is_filled_in_part() {
+    fn firecracker_5762_a_huge_buffer_is_filled_in_part() {
         let mut driver = Driver::new(&[64]);
         driver.add(0, &[Buffer::Writable(0x3_0000)]);
-        Rng.serve(0, &mut driver.queues()).unwrap();
+        Rng::default().serve(0, &mut driver.queues()).unwrap();
         assert_eq!(driver.used(0).unwrap().written.len(), MAX_BYTES);
+    }
+
+    /// As many requests as fit, each as large as there may be, and one notification.
+    #[test]
+    fn a_flood_of_requests_is_one_queue_of_work() {
+        let mut driver = Driver::new(&[64]);
+        let head = driver.add(0, &[Buffer::Raw(0x1000_0000, u32::MAX >> 4, 2)]);
+        for _ in 0..63 {
+            driver.offer(0, head);
+        }
+        Rng::default().serve(0, &mut driver.queues()).unwrap();
+        let ram = driver.ram.clone();
+        let [.., used] = driver.rings(0);
+        let (served, written): (u16, u32) = (
+            ram.read_obj(GuestAddress(used + 2)).unwrap(),
+            ram.read_obj(GuestAddress(used + 8)).unwrap(),
+        );
+        assert_eq!((served, written as usize), (64, MAX_BYTES));
+        assert!(!driver.kicked(0), "nothing is left");
     }
 
     #[test]
     fn a_buffer_for_reading_gets_nothing() {
         let mut driver = Driver::new(&[64]);
         driver.add(0, &[Buffer::Readable(b"tide")]);
-        Rng.serve(0, &mut driver.queues()).unwrap();
+        Rng::default().serve(0, &mut driver.queues()).unwrap();
         assert_eq!(driver.used(0).unwrap().written.len(), 0);
+    }
+
+    #[test]
+    fn a_guest_over_its_limit_waits_and_is_then_served() {
+        let limit = RateLimit {
+            bytes: None,
+            operations: Some(TokenBucket {
+                per_second: NonZeroU64::new(50).unwrap(),
+                burst: 1,
+            }),
+        };
+        let mut rng = Rng::new(RateLimiter::new(limit).unwrap());
+        let mut driver = Driver::new(&[64]);
+        driver.queues().listen(0).unwrap();
+        for _ in 0..4 {
+            driver.add(0, &[Buffer::Writable(8)]);
+        }
+        rng.serve(0, &mut driver.queues()).unwrap();
+        let mut served = std::iter::from_fn(|| driver.used(0)).count();
+        assert!((1..4).contains(&served), "{served}");
+        assert!(!driver.device_listens(0), "it would not serve it");
+        while served < 4 {
+            let timer = rng.backend().unwrap();
+            let patience = Timespec::try_from(Duration::from_secs(10)).unwrap();
+            assert_eq!(
+                poll(&mut [PollFd::new(&timer, PollFlags::IN)], Some(&patience)),
+                Ok(1)
+            );
+            rng.serve_backend(&mut driver.queues()).unwrap();
+            served += std::iter::from_fn(|| driver.used(0)).count();
+        }
     }
 }

@@ -81,6 +81,9 @@ impl Credit {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn peer(buf_alloc: u32, fwd_cnt: u32) -> Header {
@@ -117,6 +120,96 @@ mod tests {
         credit.forward(BUF_ALLOC);
         assert!(credit.update_due());
         assert_eq!(credit.receive(BUF_ALLOC), Ok(()));
+    }
+
+    /// A step of a connection's life, in bytes.
+    #[derive(Debug, Clone)]
+    enum Step {
+        FromGuest(u32),
+        Forward(u32),
+        ToGuest(u32),
+        GuestReads(u32),
+        Announce,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let bytes = || prop_oneof![0..100_u32, 0..2 * BUF_ALLOC, Just(u32::MAX)];
+        prop_oneof![
+            bytes().prop_map(Step::FromGuest),
+            bytes().prop_map(Step::Forward),
+            bytes().prop_map(Step::ToGuest),
+            bytes().prop_map(Step::GuestReads),
+            Just(Step::Announce),
+        ]
+    }
+
+    proptest! {
+        /// Against a model with numbers that do not wrap, wherever the counters start.
+        #[test]
+        fn neither_side_ever_holds_more_than_its_buffer(
+            start in any::<u32>(),
+            room in 0..BUF_ALLOC,
+            steps in vec(step(), 0..200),
+        ) {
+            let mut credit = Credit {
+                received: start,
+                forwarded: start,
+                announced: start,
+                sent: start,
+                peer_buf_alloc: room,
+                peer_fwd_cnt: start,
+            };
+            let (mut here, mut there, mut read, mut unannounced) = (0, 0, start, 0);
+            for step in steps {
+                match step {
+                    Step::FromGuest(bytes) => {
+                        let fits = u64::from(here) + u64::from(bytes) <= u64::from(BUF_ALLOC);
+                        prop_assert_eq!(credit.receive(bytes).is_ok(), fits);
+                        here += if fits { bytes } else { 0 };
+                    }
+                    Step::Forward(bytes) => {
+                        let bytes = bytes.min(here);
+                        credit.forward(bytes);
+                        here -= bytes;
+                        unannounced += bytes;
+                    }
+                    Step::ToGuest(bytes) => {
+                        prop_assert_eq!(credit.available(), room - there);
+                        let bytes = bytes.min(credit.available());
+                        credit.send(bytes);
+                        there += bytes;
+                    }
+                    Step::GuestReads(bytes) => {
+                        let bytes = bytes.min(there);
+                        there -= bytes;
+                        read = read.wrapping_add(bytes);
+                        credit.learn(&peer(room, read));
+                    }
+                    Step::Announce => {
+                        credit.announce(&mut Header::default());
+                        unannounced = 0;
+                    }
+                }
+                prop_assert!(here <= BUF_ALLOC && there <= room);
+                prop_assert_eq!(credit.update_due(), unannounced >= UPDATE_AFTER);
+            }
+        }
+
+        /// Whatever a guest says of itself, it is not sent more than the buffer it claims.
+        #[test]
+        fn a_guest_is_never_sent_more_than_it_claims_to_have_room_for(
+            sent in any::<u32>(),
+            claims in vec(any::<(u32, u32)>(), 1..20),
+        ) {
+            let mut credit = Credit { sent, ..Credit::default() };
+            for (buf_alloc, fwd_cnt) in claims {
+                credit.learn(&peer(buf_alloc, fwd_cnt));
+                let available = credit.available();
+                prop_assert!(available <= buf_alloc);
+                credit.send(available);
+                prop_assert_eq!(credit.available(), 0);
+            }
+        }
     }
 
     #[test]

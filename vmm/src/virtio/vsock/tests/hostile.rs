@@ -144,9 +144,9 @@ fn data_after_the_guest_said_there_would_be_none_ends_the_connection() {
     assert!(at_end_of_file(&mut host));
 }
 
-/// CVE-2019-18960: the length a header claims against the descriptors that carry it.
+/// The length a header claims against the descriptors that carry it.
 #[test]
-fn buffers_that_do_not_hold_what_they_claim_are_refused() {
+fn cve_2019_18960_buffers_that_do_not_hold_what_they_claim_are_refused() {
     let honest = from_guest(Op::ReadWrite);
     let claims_one = Header { len: 1, ..honest }.encode();
     let claims_all = Header {

@@ -1,0 +1,87 @@
+//! The configuration space (virtio 1.3 §5.2.4).
+
+use super::request::SECTOR;
+
+/// Bytes of `struct virtio_blk_config` up to the fields of secure erase, which is not offered.
+const LEN: usize = 60;
+
+/// What the driver is told of a disk; all of it fixed.
+#[derive(Debug)]
+pub(super) struct Config([u8; LEN]);
+
+/// What there is to tell.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Bytes, in whole sectors.
+    pub(super) capacity: u64,
+    /// Most bytes of a segment.
+    pub(super) size_max: u32,
+    /// Most data segments of a request.
+    pub(super) seg_max: u32,
+    /// Request queues.
+    pub(super) queues: u16,
+    /// Most sectors of one range to discard or to fill with zeroes.
+    pub(super) range_max: u32,
+    /// Most ranges of one request.
+    pub(super) ranges_max: u32,
+}
+
+impl Config {
+    pub(super) fn new(limits: Limits) -> Self {
+        let mut config = [0; LEN];
+        let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &(limits.capacity / SECTOR).to_le_bytes());
+        put(8, &limits.size_max.to_le_bytes());
+        put(12, &limits.seg_max.to_le_bytes());
+        put(34, &limits.queues.to_le_bytes());
+        put(36, &limits.range_max.to_le_bytes());
+        put(40, &limits.ranges_max.to_le_bytes());
+        // `discard_sector_alignment`: any sector will do.
+        put(44, &1_u32.to_le_bytes());
+        put(48, &limits.range_max.to_le_bytes());
+        put(52, &limits.ranges_max.to_le_bytes());
+        // `write_zeroes_may_unmap`.
+        put(56, &[1]);
+        Self(config)
+    }
+
+    /// Bytes past the end stay as they are.
+    pub(super) fn read(&self, offset: usize, data: &mut [u8]) {
+        for (to, from) in data.iter_mut().zip(self.0.iter().skip(offset)) {
+            *to = *from;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_field_is_where_the_specification_has_it_and_nothing_follows() {
+        let config = Config::new(Limits {
+            capacity: 8 * SECTOR,
+            size_max: 0x1111,
+            seg_max: 0x2222,
+            queues: 3,
+            range_max: 0x4444,
+            ranges_max: 0x5555,
+        });
+        let mut bytes = [0; 64];
+        config.read(0, &mut bytes);
+        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        assert_eq!(
+            [word(0), word(4), word(8), word(12)],
+            [8, 0, 0x1111, 0x2222]
+        );
+        assert_eq!(bytes[34..36], [3, 0]);
+        assert_eq!([word(36), word(40), word(44)], [0x4444, 0x5555, 1]);
+        assert_eq!(
+            [word(48), word(52), word(56), word(60)],
+            [0x4444, 0x5555, 1, 0]
+        );
+        for offset in [59, 60, 61, usize::MAX] {
+            config.read(offset, &mut bytes);
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! A thread that carries the requests of one queue out, one after another, so that a slow file keeps
+//! nobody else waiting: not the loop, and with it not vsock, the network or the control socket.
+//!
+//! ```text
+//!  queued ──▶ carried out ──▶ done: the eventfd rings, the device takes it
+//!     └───────────┴── forget
+//! ```
+//! A thread and not io_uring: a ring's set-up takes longer than a machine's start, hardened hosts
+//! forbid it, and it would put the kernel's largest source of escapes behind the jail's filter.
+//! Reads that the page cache can answer do not come here at all.
+//!
+//! Threat: a guest that resets its disk while the file hangs. What was not begun is dropped. What was
+//! begun still works on the guest's memory, so a reset waits for it a moment, and the disk does
+//! not go live again before it has ended. Memory is never freed under it: a job owns a reference.
+//! There are no more jobs than the queue has descriptors, as each has a head of its own.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+use std::time::Instant;
+
+use super::job::{Done, Job};
+use crate::jail::{Filters, Thread};
+
+/// The thread's handle. It ends when this is dropped, as soon as the file lets it.
+#[derive(Debug)]
+pub(super) struct Worker {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Rings when there is something done.
+    bell: OwnedFd,
+    state: Mutex<State>,
+    /// There is a job, or the end.
+    work: Condvar,
+    /// A job has ended.
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    queued: VecDeque<Job>,
+    done: Vec<Done>,
+    /// A job is being carried out.
+    busy: bool,
+    /// Of whoever waits for the job that is being carried out, nobody does any more.
+    forgotten: bool,
+    closed: bool,
+}
+
+impl Worker {
+    /// Starts a thread called `name`, which carries jobs out with `run`, confined by `filters`.
+    ///
+    /// # Errors
+    /// When the host has no thread or descriptor to spare, or the thread cannot be confined.
+    pub(super) fn start(
+        name: String,
+        bell: &OwnedFd,
+        filters: Filters,
+        run: impl Fn(Job) -> Done + Send + 'static,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            bell: bell.try_clone()?,
+            state: Mutex::default(),
+            work: Condvar::new(),
+            ended: Condvar::new(),
+        });
+        let this = Self {
+            shared: Arc::clone(&shared),
+        };
+        let (tell, told) = mpsc::sync_channel(1);
+        thread::Builder::new()
+            .name(name)
+            .stack_size(128 * 1024)
+            .spawn(move || {
+                let confined = filters.confine(Thread::Disk);
+                let serves = confined.is_ok();
+                // Whoever started this thread waits for the word.
+                let _ = tell.send(confined);
+                drop(tell);
+                if serves {
+                    shared.serve(run);
+                }
+            })?;
+        let died = || io::Error::other("the thread has ended");
+        told.recv().map_err(|_| died())??;
+        Ok(this)
+    }
+
+    /// Queues a job.
+    pub(super) fn submit(&self, job: Job) {
+        self.shared.lock().queued.push_back(job);
+        self.shared.work.notify_one();
+    }
+
+    /// What was done since the last time, in the order of the ends.
+    pub(super) fn take_done(&self) -> Vec<Done> {
+        std::mem::take(&mut self.shared.lock().done)
+    }
+
+    /// Forgets every job, also the one that is being carried out.
+    pub(super) fn forget(&self) {
+        let mut state = self.shared.lock();
+        state.queued.clear();
+        state.done.clear();
+        state.forgotten = state.busy;
+    }
+
+    /// Waits for the job that is being carried out, if any, but not for longer than `deadline`.
+    pub(super) fn settle(&self, deadline: Instant) {
+        let patience = deadline.saturating_duration_since(Instant::now());
+        let state = self.shared.lock();
+        let waited = (self.shared.ended).wait_timeout_while(state, patience, |state| state.busy);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Whether a job that was forgotten still works on the guest's memory.
+    pub(super) fn hangs(&self) -> bool {
+        self.shared.lock().forgotten
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.queued.clear();
+        state.closed = true;
+        drop(state);
+        self.shared.work.notify_one();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn serve(&self, run: impl Fn(Job) -> Done) {
+        while let Some(job) = self.next() {
+            let done = run(job);
+            let mut state = self.lock();
+            state.busy = false;
+            if !std::mem::take(&mut state.forgotten) {
+                state.done.push(done);
+                // It fails only when it rings already, very often.
+                let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+            }
+            drop(state);
+            self.ended.notify_all();
+        }
+    }
+
+    /// The next job, which is being carried out from now on, or the end.
+    fn next(&self) -> Option<Job> {
+        let idle = |state: &mut State| state.queued.is_empty() && !state.closed;
+        let waited = self.work.wait_while(self.lock(), idle);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        let job = state.queued.pop_front()?;
+        state.busy = true;
+        Some(job)
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+    use vm_memory::GuestAddress;
+
+    use super::super::job::Operation;
+    use super::*;
+    use crate::memory::{self, Ram};
+
+    /// A worker whose jobs begin and end when the test says so.
+    struct Slow {
+        worker: Worker,
+        bell: OwnedFd,
+        began: mpsc::Receiver<u16>,
+        end: mpsc::Sender<()>,
+        ram: Ram,
+    }
+
+    fn slow() -> Slow {
+        let bell = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let (tell, began) = mpsc::channel();
+        let (end, may_end) = mpsc::channel();
+        let run = move |job: Job| {
+            tell.send(job.head).unwrap();
+            let _ = may_end.recv();
+            Done {
+                head: job.head,
+                written: Some(0),
+            }
+        };
+        Slow {
+            worker: Worker::start("slow".to_owned(), &bell, Filters::unjailed(), run).unwrap(),
+            bell,
+            began,
+            end,
+            ram: memory::allocate(&[(GuestAddress(0), 0x1000)]).unwrap(),
+        }
+    }
+
+    impl Slow {
+        fn submit(&self, head: u16) {
+            self.worker.submit(Job {
+                head,
+                operation: Operation::Flush,
+                ram: self.ram.clone(),
+                segments: Vec::new(),
+            });
+        }
+
+        /// Whether the bell has rung since the last time.
+        fn rings(&self) -> bool {
+            rustix::io::read(&self.bell, &mut [0; 8]).is_ok()
+        }
+
+        /// Lets the job that has begun end, and waits for that.
+        fn finish(&self) {
+            self.end.send(()).unwrap();
+            self.worker.settle(Instant::now() + Duration::from_secs(10));
+        }
+    }
+
+    #[test]
+    fn jobs_are_carried_out_in_order_and_ring_when_they_are_done() {
+        let slow = slow();
+        slow.submit(7);
+        slow.submit(3);
+        for head in [7, 3] {
+            assert_eq!(slow.began.recv(), Ok(head));
+            assert!(!slow.rings() && slow.worker.take_done().is_empty());
+            slow.end.send(()).unwrap();
+            let patience = Timespec::try_from(Duration::from_secs(10)).unwrap();
+            let mut fds = [PollFd::new(&slow.bell, PollFlags::IN)];
+            assert_eq!(poll(&mut fds, Some(&patience)), Ok(1));
+            assert!(slow.rings());
+            let done = slow.worker.take_done();
+            assert_eq!((done.len(), done[0].head), (1, head));
+        }
+    }
+
+    #[test]
+    fn a_job_that_was_forgotten_is_waited_for_but_not_for_ever_and_never_reported() {
+        let slow = slow();
+        slow.submit(1);
+        slow.submit(2);
+        assert_eq!(slow.began.recv(), Ok(1));
+        slow.worker.forget();
+        slow.worker
+            .settle(Instant::now() + Duration::from_millis(20));
+        assert!(slow.worker.hangs());
+        slow.finish();
+        assert!(!slow.worker.hangs());
+        assert!(slow.worker.take_done().is_empty() && !slow.rings());
+
+        // The second never began; what comes after is as if nothing had been.
+        slow.submit(5);
+        assert_eq!(slow.began.recv(), Ok(5));
+        slow.finish();
+        assert_eq!(slow.worker.take_done()[0].head, 5);
+    }
+
+    #[test]
+    fn the_thread_ends_with_its_handle() {
+        let Slow {
+            worker, began, end, ..
+        } = slow();
+        drop(worker);
+        drop(end);
+        // Its end of the channel is gone.
+        assert_eq!(began.recv(), Err(mpsc::RecvError));
+    }
+}
