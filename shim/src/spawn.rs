@@ -1,12 +1,59 @@
-//! Children that are born somewhere else than their parent is.
+//! Children that are born somewhere else than their parent is, and what all of them are given.
 
 use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::Stdio;
 use std::thread;
 
+use command_fds::{CommandFdExt, FdMapping};
 use tokio::process::{Child, Command};
 
+/// Number of the one descriptor that a [`daemon`] inherits.
+pub const DESCRIPTOR: i32 = 3;
+
+/// A program that speaks over one descriptor, [`DESCRIPTOR`], and has a log, its standard error. It
+/// ends with the handle of its process.
+#[must_use]
+pub fn daemon(program: &Path, descriptor: OwnedFd) -> Command {
+    let mut command = Command::new(program);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+        .as_std_mut()
+        .fd_mappings(vec![FdMapping {
+            parent_fd: descriptor,
+            child_fd: DESCRIPTOR,
+        }])
+        .expect("one mapping does not collide");
+    command
+}
+
+/// Runs `work` on a thread that `prepare` has moved, and waits for it; the thread ends at once. What
+/// `work` makes for the runtime is this thread's runtime's.
+///
+/// # Errors
+/// What `prepare` or `work` returns.
+pub fn on_moved_thread<T: Send, E: Send>(
+    prepare: impl FnOnce() -> Result<(), E> + Send,
+    work: impl FnOnce() -> Result<T, E> + Send,
+) -> Result<T, E> {
+    let runtime = tokio::runtime::Handle::current();
+    thread::scope(|scope| {
+        let worked = scope.spawn(|| {
+            prepare()?;
+            let _runtime = runtime.enter();
+            work()
+        });
+        worked.join().expect("the thread does not panic")
+    })
+}
+
 /// Spawns the command from a thread that `prepare` has moved: a child is born in the namespaces of
-/// its parent thread and has its `no_new_privs`, and the thread ends at once.
+/// its parent thread and has its `no_new_privs`.
 ///
 /// # Errors
 /// What `prepare` returns, or what `failed` makes of the kernel's refusal to spawn.
@@ -15,13 +62,5 @@ pub fn spawn_from_thread<E: Send>(
     prepare: impl FnOnce() -> Result<(), E> + Send,
     failed: impl FnOnce(io::Error) -> E + Send,
 ) -> Result<Child, E> {
-    let runtime = tokio::runtime::Handle::current();
-    thread::scope(|scope| {
-        let spawned = scope.spawn(|| {
-            prepare()?;
-            let _runtime = runtime.enter();
-            command.spawn().map_err(failed)
-        });
-        spawned.join().expect("the thread does not panic")
-    })
+    on_moved_thread(prepare, || command.spawn().map_err(failed))
 }

@@ -8,17 +8,15 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::thread;
 
-use command_fds::{CommandFdExt, FdMapping};
 use nix::sched::CloneFlags;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use vmm_control::{Channel, Event, ReceiveError, Request, SendError, VmConfig};
 
-use crate::spawn::spawn_from_thread;
+use crate::spawn::{self, spawn_from_thread};
 
 /// Events that may wait: a VMM that says more is itself made to wait.
 const BACKLOG: usize = 64;
@@ -123,22 +121,12 @@ pub fn start(
 ) -> Result<(Child, Control, VmmEvents), VmmError> {
     let prepare = |what| move |source| VmmError::Prepare { what, source };
     let (ours, theirs) = Channel::pair().map_err(prepare("make the control socket"))?;
-    let mut command = Command::new(program);
+    let mut command = spawn::daemon(program, theirs.into());
     command
-        .args(["--control-fd", "3", "--uid", &jail.uid.to_string()])
+        .args(["--control-fd", &spawn::DESCRIPTOR.to_string()])
+        .args(["--uid", &jail.uid.to_string()])
         .args(jail.core_scheduling.then_some("--core-scheduling"))
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    command
-        .as_std_mut()
-        .fd_mappings(vec![FdMapping {
-            parent_fd: theirs.into(),
-            child_fd: 3,
-        }])
-        .expect("one mapping does not collide");
+        .env_clear();
     let failed = |source| VmmError::Start {
         program: program.to_owned(),
         source,

@@ -10,8 +10,7 @@ use hull_shim::{pause_process, server};
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
     if args == [pause_process::ARGUMENT] {
-        let _ = pause_process::run();
-        return ExitCode::FAILURE;
+        pause_process::run();
     }
     serve(&args)
 }

@@ -10,12 +10,10 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
-use command_fds::{CommandFdExt, FdMapping};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
-use crate::spawn::spawn_from_thread;
+use crate::spawn::{self, spawn_from_thread};
 use crate::state_dir::StateDir;
 
 /// Why the daemon could not be started.
@@ -66,26 +64,15 @@ pub fn start(program: &Path, state: &StateDir) -> Result<(Child, OwnedFd), FsDae
     // Nobody else is to connect.
     std::fs::remove_file(&socket).map_err(|e| prepare(&socket, e))?;
 
-    let mut command = Command::new(program);
+    let mut command = spawn::daemon(program, listener.into());
     command
-        .arg("--fd=3")
+        .arg(format!("--fd={}", spawn::DESCRIPTOR))
         .arg(format!("--shared-dir={}", state.shared().display()))
         .args(["--sandbox=namespace", "--seccomp=kill"])
         // Each mount below is a file system of its own in the guest: inode numbers stay unique.
         .arg("--announce-submounts")
         .args(["--cache=auto", "--xattr", "--posix-acl", "--killpriv-v2"])
-        .args(["--inode-file-handles=never", "--log-level=warn"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    command
-        .as_std_mut()
-        .fd_mappings(vec![FdMapping {
-            parent_fd: listener.into(),
-            child_fd: 3,
-        }])
-        .expect("one mapping does not collide");
+        .args(["--inode-file-handles=never", "--log-level=warn"]);
     confine::keep_memory_out_of_dumps(&mut command);
     let failed = |source| FsDaemonError::Start {
         program: program.to_owned(),

@@ -166,7 +166,7 @@ impl Runtime {
             let noted = sandbox.state.note_member(&request.id);
             noted.map_err(|e| TaskError::failed(&e))?;
             wanted.share(request, &sandbox.state)?;
-            let pause = pause_process::start(sandbox.cards.namespace()).await;
+            let pause = pause_process::start(sandbox.cards.namespace());
             let pause = Supervised::new("pause", pause.map_err(|e| TaskError::failed(&e))?);
             let noted = sandbox.state.note_process(pause.pid);
             noted.map_err(|e| TaskError::failed(&e))?;
