@@ -4,12 +4,14 @@ use std::fs::File;
 use std::time::Duration;
 
 use futures::StreamExt;
-use rtnetlink::MulticastGroup;
-use tokio::sync::mpsc::{self, Receiver};
+use futures::channel::mpsc::UnboundedReceiver;
+use rtnetlink::packet_core::NetlinkMessage;
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::sys::SocketAddr;
+use rtnetlink::{Handle, MulticastGroup};
 use tokio::time::timeout;
 
-use super::NetworkError;
-use super::namespace;
+use super::{NetworkError, namespace};
 
 /// What is listened to.
 const GROUPS: [MulticastGroup; 5] = [
@@ -28,39 +30,29 @@ const QUIET: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(1);
 
 /// Changes, told until this is dropped.
-pub(super) struct Changes(Receiver<()>);
-
-impl Changes {
-    /// Waits for the next one.
-    pub(super) async fn next(&mut self) -> Option<()> {
-        self.0.recv().await
-    }
+pub(super) struct Changes {
+    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    /// As long as it is there the connection is open.
+    _handle: Handle,
 }
 
-/// Begins to listen in the namespace.
-pub(super) async fn changes(of: &File) -> Result<Changes, NetworkError> {
-    // One that was not looked at yet stands for all that follow.
-    let (sender, receiver) = mpsc::channel(1);
-    namespace::stay(of, move || async move {
-        let listening = rtnetlink::new_multicast_connection(&GROUPS);
-        let (connection, handle, mut messages) = listening.map_err(NetworkError::Socket)?;
+impl Changes {
+    /// Begins to listen in the namespace.
+    pub(super) fn of(namespace: &File) -> Result<Self, NetworkError> {
+        let listen = || rtnetlink::new_multicast_connection(&GROUPS).map_err(NetworkError::Socket);
+        let (connection, handle, messages) = namespace::inside(namespace, listen)?;
         tokio::spawn(connection);
-        Ok(async move {
-            // As long as there is a handle the connection is open.
-            let _handle = handle;
-            loop {
-                tokio::select! {
-                    message = messages.next() => if message.is_none() { return },
-                    () = sender.closed() => return,
-                }
-                let burst =
-                    async { while let Ok(Some(_)) = timeout(QUIET, messages.next()).await {} };
-                let _ = timeout(LONGEST, burst).await;
-                // Full: somebody is about to look anyway.
-                let _ = sender.try_send(());
-            }
+        Ok(Self {
+            messages,
+            _handle: handle,
         })
-    })
-    .await?;
-    Ok(Changes(receiver))
+    }
+
+    /// Waits for the next one; `None` when there will be none any more.
+    pub(super) async fn next(&mut self) -> Option<()> {
+        self.messages.next().await?;
+        let burst = async { while let Ok(Some(_)) = timeout(QUIET, self.messages.next()).await {} };
+        let _ = timeout(LONGEST, burst).await;
+        Some(())
+    }
 }

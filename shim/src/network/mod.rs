@@ -144,9 +144,7 @@ impl Cards {
             return Ok(());
         }
         // Subscribed before the first look: no change is missed.
-        let changes = follow::changes(&self.namespace)
-            .await
-            .map_err(|e| TaskError::failed(&e))?;
+        let changes = follow::Changes::of(&self.namespace).map_err(|e| TaskError::failed(&e))?;
         self.refresh().await?;
         let cards = self.clone();
         let follower = tokio::spawn(async move { cards.follow(changes).await });
@@ -166,12 +164,8 @@ impl Cards {
     /// Makes the cards what the namespace has now.
     async fn refresh(&self) -> Result<(), TaskError> {
         let mut plugged = self.plugged.lock().await;
-        let before = plugged.interfaces;
-        let looked = namespace::within(&self.namespace, move || look(before)).await;
-        let (interfaces, change) = looked.map_err(|e| TaskError::failed(&e))?;
-        // Noted first: what is half made when the rest fails is given back, too.
-        plugged.interfaces = interfaces;
-        let change = change.map_err(|e| TaskError::failed(&e))?;
+        let looked = look(&self.namespace, &mut plugged.interfaces).await;
+        let change = looked.map_err(|e| TaskError::failed(&e))?;
         for (card, tap) in &change.taps {
             let sent = self.control.plug(*card, tap);
             sent.map_err(|e| TaskError::failed(&e))?;
@@ -194,16 +188,14 @@ impl Cards {
         if interfaces.is_empty() {
             return;
         }
-        let given_back = namespace::within(&self.namespace, || async move {
-            let handle = namespace::netlink()?;
-            for index in interfaces {
-                // It may be gone: engines take the interface away when the task is over.
-                redirect::end(&handle, index).await;
+        match namespace::netlink(&self.namespace) {
+            Ok(handle) => {
+                for index in interfaces {
+                    // It may be gone: engines take the interface away when the task is over.
+                    redirect::end(&handle, index).await;
+                }
             }
-            Ok(())
-        });
-        if let Err(e) = given_back.await {
-            warn!("give back network interfaces: {}", chain(&e));
+            Err(e) => warn!("give back network interfaces: {}", chain(&e)),
         }
     }
 
@@ -213,15 +205,13 @@ impl Cards {
     }
 }
 
-/// Looks at the namespace that this thread is in, and connects each interface that is new to a tap.
-/// Tells what each card is then, whether all went well or not.
-async fn look(
-    mut cards: [Option<u32>; CARDS],
-) -> Result<([Option<u32>; CARDS], Result<Change, NetworkError>), NetworkError> {
-    let handle = namespace::netlink()?;
+/// Looks at the namespace, and connects each interface that is new to a tap. `cards` is what each
+/// card is then, whether all went well or not: what is half made has to be given back, too.
+async fn look(namespace: &File, cards: &mut [Option<u32>; CARDS]) -> Result<Change, NetworkError> {
+    let handle = namespace::netlink(namespace)?;
     let network = inspect::inspect(&handle).await?;
     let is_there = |index: u32| network.interfaces.iter().any(|it| it.index == index);
-    for card in &mut cards {
+    for card in cards.iter_mut() {
         // Its tap is replaced when the card is used again.
         *card = card.filter(|&index| is_there(index));
     }
@@ -231,32 +221,31 @@ async fn look(
             continue;
         }
         let Some(card) = cards.iter().position(Option::is_none) else {
-            let error = NetworkError::TooMany(network.interfaces.len());
-            return Ok((cards, Err(error)));
+            return Err(NetworkError::TooMany(network.interfaces.len()));
         };
         cards[card] = Some(interface.index);
-        match plug(&handle, interface).await {
-            Ok(tap) => taps.push((card, tap)),
-            Err(error) => return Ok((cards, Err(error))),
-        }
+        taps.push((card, plug(namespace, &handle, interface).await?));
     }
-    let configuration = network.configuration(&cards);
-    let change = Change {
+    let configuration = network.configuration(cards);
+    Ok(Change {
         taps,
         configuration,
-    };
-    Ok((cards, Ok(change)))
+    })
 }
 
 /// A tap to which all leads that arrives at the interface.
 async fn plug(
+    namespace: &File,
     handle: &rtnetlink::Handle,
     interface: &inspect::Interface,
 ) -> Result<OwnedFd, NetworkError> {
-    let (tap, name) = tap::create(TAPS).map_err(|source| NetworkError::Tap {
-        interface: interface.name.clone(),
-        source,
-    })?;
+    let create = || {
+        tap::create(TAPS).map_err(|source| NetworkError::Tap {
+            interface: interface.name.clone(),
+            source,
+        })
+    };
+    let (tap, name) = namespace::inside(namespace, create)?;
     redirect::connect(handle, interface, &name).await?;
     Ok(tap)
 }
