@@ -11,6 +11,7 @@ use crate::container::{Exit, LOST, Process, State};
 use crate::error::TaskError;
 use crate::events::TaskEvent;
 use crate::rootfs;
+use crate::sandbox::Sandbox;
 use crate::state_dir::StateError;
 
 /// How long Delete waits for output that is still on its way.
@@ -28,15 +29,9 @@ impl Runtime {
         let process = self.process(id, exec_id)?;
         let exit = over(&process).await?;
         drain(&process, Instant::now() + DRAIN_PATIENCE).await;
-        let agent = self
-            .members()
-            .sandbox()
-            .map(|sandbox| sandbox.agent.clone());
-        if let Ok(agent) = agent {
-            let context = ttrpc::context::with_duration(DELETE_PATIENCE);
-            if let Err(e) = agent.delete(context, &process_id(id, exec_id)).await {
-                info!("the agent keeps process {exec_id}: {e}");
-            }
+        let machine = self.members().sandbox().ok().cloned();
+        if let Some(machine) = machine {
+            forget_inside(&machine, id, exec_id).await;
         }
         self.members().container(id)?.forget(exec_id);
         Ok((process.pid(), exit))
@@ -62,11 +57,7 @@ impl Runtime {
         let machine = self.members().sandbox().ok().cloned();
         if let Some(machine) = &machine {
             // Others go on in it.
-            let context = ttrpc::context::with_duration(DELETE_PATIENCE);
-            let deleted = machine.agent.delete(context, &process_id(id, "")).await;
-            if let Err(e) = deleted {
-                info!("the agent keeps container {id}: {e}");
-            }
+            forget_inside(machine, id, "").await;
             rootfs::unshare(&machine.state, id).map_err(|e| TaskError::failed(&e))?;
         }
         self.release(id).await;
@@ -104,10 +95,7 @@ impl Runtime {
             return Ok(());
         };
         if !sandbox.gone.is_told() {
-            let context = ttrpc::context::with_duration(DELETE_PATIENCE);
-            if let Err(e) = sandbox.agent.delete(context, &process_id(id, "")).await {
-                info!("the agent has nothing to delete: {e}");
-            }
+            forget_inside(&sandbox, id, "").await;
         }
         sandbox.shut_down().await
     }
@@ -137,6 +125,15 @@ async fn over(process: &Process) -> Result<Exit> {
             drop(process.take_streams());
             Ok(exit)
         }
+    }
+}
+
+/// Has the agent forget a process that is over; an agent that cannot is no reason to keep it here.
+async fn forget_inside(sandbox: &Sandbox, id: &str, exec_id: &str) {
+    let context = ttrpc::context::with_duration(DELETE_PATIENCE);
+    let process = process_id(id, exec_id);
+    if let Err(e) = sandbox.agent.delete(context, &process).await {
+        info!("the agent keeps process {id} {exec_id}: {e}");
     }
 }
 
