@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    Hooks, Linux, LinuxCapabilities, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction,
-    PosixRlimitType, Process, Spec, UserBuilder,
+    Hooks, Linux, LinuxCapabilities, LinuxNamespace, LinuxNamespaceType, LinuxSeccomp,
+    LinuxSeccompAction, PosixRlimitType, Process, Spec, UserBuilder,
 };
 
 use super::block_volumes::{self, BlockVolume};
@@ -90,8 +90,8 @@ pub struct Plan {
     pub launch: LaunchPlan,
     /// For the kernel: which devices it may use.
     pub device_filter: Vec<Instruction>,
-    /// For the kernel, too: `net.*` parameters. The machine's network is the container's, so there
-    /// is no namespace that libcontainer would set them in.
+    /// For the kernel, too: `net.*` parameters of a container whose network is the machine's, so
+    /// that there is no namespace that libcontainer would set them in.
     pub network_sysctls: HashMap<String, String>,
     /// For the agent: whether it has one to make.
     pub user_namespace: UserNamespace,
@@ -284,6 +284,11 @@ fn check_process(process: &Process, terminal: bool) -> Result<(), PlanError> {
 }
 
 fn take_network_sysctls(linux: &mut Linux) -> HashMap<String, String> {
+    let is_network = |namespace: &LinuxNamespace| namespace.typ() == LinuxNamespaceType::Network;
+    let mut namespaces = linux.namespaces().iter().flatten();
+    if namespaces.any(is_network) {
+        return HashMap::new();
+    }
     let all = linux.sysctl().clone().unwrap_or_default();
     let (network, others) = all
         .into_iter()
@@ -403,15 +408,22 @@ mod tests {
     }
 
     #[test]
-    fn parameters_of_the_network_are_taken_from_libcontainer() {
-        let config = config(r#""sysctl": {"net.core.somaxconn": "7", "kernel.msgmax": "9"}"#);
+    fn parameters_of_the_machines_network_are_taken_from_libcontainer() {
+        let sysctl = r#""sysctl": {"net.core.somaxconn": "7", "kernel.msgmax": "9"}"#;
+        let left = |plan: &Plan| {
+            let linux = plan.spec.linux().clone().unwrap();
+            linux.sysctl().clone().unwrap().len()
+        };
 
-        let plan = plan("c1", &config, false).unwrap();
+        let with_the_machines = plan("c1", &config(sysctl), false).unwrap();
+        let own = format!(r#"{sysctl}, "namespaces": [{{"type": "network"}}]"#);
+        let with_its_own = plan("c1", &config(&own), false).unwrap();
 
         let network = ("net.core.somaxconn".to_owned(), "7".to_owned());
-        assert_eq!(plan.network_sysctls, [network].into());
-        let left = plan.spec.linux().clone().unwrap().sysctl().clone().unwrap();
-        assert_eq!(left.keys().collect::<Vec<_>>(), ["kernel.msgmax"]);
+        assert_eq!(with_the_machines.network_sysctls, [network].into());
+        assert_eq!(left(&with_the_machines), 1);
+        assert_eq!(with_its_own.network_sysctls, HashMap::new());
+        assert_eq!(left(&with_its_own), 2);
     }
 
     #[test]
