@@ -1,7 +1,7 @@
 //! Runs a further process in a container.
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use tokio::sync::oneshot;
@@ -45,19 +45,14 @@ pub async fn start(
     make_directory(Path::new(CONSOLES))?;
     let streams = Streams::connect(host, ports, Path::new(CONSOLES), &unique_name()).await?;
     let (report, reporter) = Report::open()?;
-    let user_namespace = match &plan.launch.confinement.id_maps {
-        None => None,
-        Some(_) => Some(open_user_namespace(init)?),
-    };
 
     // The process may end before its id has come back.
     let _expectation = reaper.expect();
     let mut keep = streams.ends();
     keep.extend(reporter.ends());
-    keep.extend(user_namespace.as_ref().map(AsFd::as_fd));
     let pid = operation::run(reaper, "start process", &keep, || {
-        let namespace = user_namespace.as_ref().map(OwnedFd::try_clone).transpose();
-        let namespace = namespace.map_err(|error| error.to_string())?;
+        let maps = plan.launch.confinement.id_maps.as_ref();
+        let namespace = maps.map(|_| open_user_namespace(init)).transpose()?;
         let launcher = Launcher::new(plan.launch.clone(), namespace, reporter.words()?);
         let builder = builder(id, &workspace.root, launcher, &reporter, &streams)?;
         let tenant = builder.as_tenant().with_detach(true);
@@ -80,16 +75,10 @@ pub async fn start(
     })
 }
 
-fn open_user_namespace(init: i32) -> Result<OwnedFd, CreateError> {
-    let path = PathBuf::from(format!("/proc/{init}/ns/user"));
-    match fs::File::open(&path) {
-        Ok(file) => Ok(file.into()),
-        Err(source) => Err(CreateError::File {
-            action: "open",
-            path,
-            source,
-        }),
-    }
+fn open_user_namespace(init: i32) -> Result<OwnedFd, String> {
+    let path = format!("/proc/{init}/ns/user");
+    let file = fs::File::open(&path).map_err(|error| format!("open {path}: {error}"))?;
+    Ok(file.into())
 }
 
 /// A copy of libcontainer's state for one exec: libcontainer leaves sockets beside the state it
