@@ -42,8 +42,11 @@ pub const SHARE_TAG: &str = "hull";
 /// Where the agent is asked to mount it.
 pub const SHARE_PATH: &str = "/run/hull/share";
 
-/// Where a guest finds the disk with a serial number: where udev would put it.
+/// Where a guest finds its disks: where udev would put them.
+pub const DISKS: &str = "/dev/disk/by-id";
+
+/// Where a guest finds the disk with a serial number.
 #[must_use]
 pub fn disk_path(serial: &str) -> PathBuf {
-    Path::new("/dev/disk/by-id").join(format!("virtio-{serial}"))
+    Path::new(DISKS).join(format!("virtio-{serial}"))
 }

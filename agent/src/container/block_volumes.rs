@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use agent_protocol::DISKS;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use oci_spec::runtime::Mount;
@@ -14,9 +15,6 @@ use crate::reaper::Reaper;
 
 /// Where they are mounted, a directory for each container.
 const VOLUMES: &str = "/run/hull/volumes";
-
-/// Where the machine's disks are found.
-const DISKS: &str = "/dev/disk/by-id";
 
 /// Options that are a mount's, whatever its file system; all others are the file system's own.
 const GENERAL: [&str; 30] = [
