@@ -47,9 +47,7 @@ fn two_hundred_lives_leave_nothing_and_cost_containerd_nothing() {
         let container = host.container("life").start(&["sleep", "1000"]);
         let exec = container.exec("e", &["echo", "hello"]);
         assert_eq!(exec.output(), "hello", "life {life}");
-        container.kill("SIGKILL");
-        container.wait_until_stopped();
-        assert_eq!(container.remove(), 137, "life {life}");
+        assert_eq!(container.end(), 137, "life {life}");
         memory.push(containerd.memory());
         descriptors.push(containerd.descriptors());
     }
@@ -100,7 +98,5 @@ fn a_hundred_processes_at_once_each_say_their_own() {
         });
         assert_eq!(output.trim(), name);
     }
-    container.kill("SIGKILL");
-    container.wait_until_stopped();
-    container.remove();
+    container.end();
 }

@@ -23,9 +23,7 @@ fn every_event_of_a_life_comes_once_and_in_order() {
 
     let container = host.container("events").start(&["sleep", "1000"]);
     assert_eq!(container.exec("once", &["true"]).status, 0);
-    container.kill("SIGKILL");
-    container.wait_until_stopped();
-    container.remove();
+    container.end();
 
     let topics = wait::until("the last event", || {
         let topics: Vec<String> = fs::read_to_string(log.path())

@@ -23,12 +23,6 @@ fn serving<'a>(host: &'a Host, name: &'a str, forwards: &str, script: &str) -> C
         .start(&["sh", "-c", &format!("{SOCAT}{script}")])
 }
 
-fn end(container: Container) {
-    container.kill("SIGKILL");
-    container.wait_until_stopped();
-    container.remove();
-}
-
 /// What the service at `address` answers to all of `sent`; `None` while nobody serves there.
 fn ask(address: &str, sent: &[u8]) -> Option<Vec<u8>> {
     let mut stream = TcpStream::connect(address).expect("the host listens");
@@ -79,7 +73,7 @@ fn connections_reach_the_container_whole_many_at_once_and_half_closed() {
             scope.spawn(move || assert!(ask("127.0.0.1:8080", &text) == Some(text), "{number}"));
         }
     });
-    end(container);
+    container.end();
 }
 
 #[test]
@@ -99,7 +93,7 @@ fn a_service_that_is_restarted_is_found_again() {
     let start = container.exec("start", &["sh", "-c", "echo start >/again"]);
     assert_eq!(start.status, 0, "{start:?}");
     assert_eq!(up(), b"tide");
-    end(container);
+    container.end();
 }
 
 #[test]
@@ -123,7 +117,7 @@ fn datagrams_and_ipv6_are_forwarded() {
     assert_eq!(answer, b"tide!");
     let answer = wait::until("the IPv6 service answers", || ask("[::1]:8080", b"tide"));
     assert_eq!(answer, b"tide");
-    end(container);
+    container.end();
 }
 
 #[test]

@@ -7,17 +7,11 @@ use std::os::unix::fs::MetadataExt;
 use hull_tests::{Host, Machine, Process, Trace, wait};
 use vmm_control::{Event, Request};
 
-fn stop(container: hull_tests::Container<'_>) {
-    container.kill("SIGKILL");
-    container.wait_until_stopped();
-    container.remove();
-}
-
 #[test]
 fn a_running_machine_can_do_nothing_on_its_host() {
     let host = Host::take();
     let container = host.container("jailed").start(&["sleep", "1000"]);
-    let vmm = Process::of(&container.listed().unwrap()[1]);
+    let vmm = Process::of(&container.pid().to_string());
     assert_eq!(vmm.status("Name"), "hull-vmm");
 
     // A user that the host does not know, and no other group.
@@ -73,7 +67,7 @@ fn a_running_machine_can_do_nothing_on_its_host() {
     let shim = Process::of(&vmm.status("PPid"));
     assert_eq!(vmm.read("cgroup"), shim.read("cgroup"));
 
-    stop(container);
+    container.end();
 }
 
 #[test]
@@ -102,7 +96,7 @@ fn the_file_system_daemon_sees_the_shared_folder_alone() {
         assert_eq!(daemon.status(set), "00000000880000db", "{set}");
     }
 
-    stop(container);
+    container.end();
 }
 
 #[test]
@@ -112,12 +106,12 @@ fn two_machines_are_two_users() {
     let two = host.container("two").start(&["sleep", "1000"]);
 
     let user = |container: &hull_tests::Container<'_>| {
-        Process::of(&container.listed().unwrap()[1]).status("Uid")
+        Process::of(&container.pid().to_string()).status("Uid")
     };
     assert_ne!(user(&one), user(&two));
 
-    stop(one);
-    stop(two);
+    one.end();
+    two.end();
 }
 
 #[test]

@@ -24,9 +24,7 @@ fn a_detached_container_runs_until_it_is_killed_and_removed() {
     );
     assert_eq!(container.exec("three", &["sh", "-c", "exit 3"]).status, 3);
 
-    container.kill("SIGKILL");
-    container.wait_until_stopped();
-    assert_eq!(container.remove(), 137);
+    assert_eq!(container.end(), 137);
 }
 
 #[test]
@@ -50,9 +48,7 @@ fn an_exec_has_input_user_and_terminal() {
     let tty = hull_tests::command("script", &["-q", "-e", "-c", line, "/dev/null"], b"");
     assert!(tty.output().contains("/dev/pts/"), "{tty:?}");
 
-    container.kill("SIGKILL");
-    container.wait_until_stopped();
-    container.remove();
+    container.end();
 }
 
 #[test]
@@ -84,9 +80,7 @@ fn processes_and_figures_are_those_of_the_container() {
     assert_eq!(metrics["memory"]["usage_limit"], 67_108_864, "{metrics}");
     assert!(metrics["memory"]["usage"].as_u64() > Some(0), "{metrics}");
 
-    container.kill("SIGKILL");
-    container.wait_until_stopped();
-    container.remove();
+    container.end();
 }
 
 #[test]
@@ -99,9 +93,7 @@ fn a_paused_container_stands_still_until_it_is_resumed() {
     assert_eq!(host.ctr(&["task", "resume", "pause"]).status, 0);
     assert_eq!(container.listed().unwrap()[2], "RUNNING");
 
-    container.kill("SIGKILL");
-    container.wait_until_stopped();
-    container.remove();
+    container.end();
 }
 
 #[test]
@@ -119,9 +111,7 @@ fn two_containers_at_once_have_a_kernel_each() {
     assert_ne!(boot(&one), boot(&two));
 
     for container in [one, two] {
-        container.kill("SIGKILL");
-        container.wait_until_stopped();
-        container.remove();
+        container.end();
     }
 }
 
@@ -147,12 +137,7 @@ fn a_killed_shim_takes_its_machine_along_and_containerd_cleans_up() {
     let shims = ["-KILL", "-f", "containerd-shim-hull-v2.*-id orphan"];
     assert_eq!(hull_tests::command("pkill", &shims, b"").status, 0);
 
-    hull_tests::wait::until("containerd gives the task up", || {
-        container
-            .listed()
-            .is_none_or(|line| line[2] == "STOPPED")
-            .then_some(())
-    });
+    container.wait_until_given_up();
     // containerd has deleted the task; the container is the user's to remove.
     assert_eq!(host.ctr(&["container", "rm", "orphan"]).status, 0);
 }

@@ -150,9 +150,7 @@ fn a_running_container_is_connected_to_networks_and_disconnected() {
         !said.contains("eth8") && !said.contains("198.18.0.8")
     });
     assert!(said.contains("203.0.113.8/24"), "{said}");
-    container.kill("SIGKILL");
-    container.wait_until_stopped();
-    container.remove();
+    container.end();
 }
 
 fn command_in(namespace: &Namespace, words: &str) -> Finished {
@@ -207,9 +205,7 @@ fn the_host_reaches_a_container_at_its_address() {
     });
 
     assert!(!answer.trim().is_empty());
-    container.kill("SIGKILL");
-    container.wait_until_stopped();
-    container.remove();
+    container.end();
 }
 
 /// containerd's CNI set-up, as an administrator would make it. Gone when dropped.

@@ -1,24 +1,8 @@
 //! Containers that share namespaces share a machine.
 
 use std::fs;
-use std::path::Path;
 
-use hull_tests::{Container, Host, command, wait};
-
-/// Options of `ctr run` to join these namespaces of the container's.
-fn joining(container: &Container<'_>, kinds: &[&str]) -> Vec<String> {
-    let pid = pid(container);
-    let path = |kind: &&str| {
-        let file = if *kind == "network" { "net" } else { kind };
-        format!("--with-ns={kind}:/proc/{pid}/ns/{file}")
-    };
-    kinds.iter().map(path).collect()
-}
-
-fn pid(container: &Container<'_>) -> String {
-    let line = container.listed().expect("it is listed");
-    line[1].clone()
-}
+use hull_tests::{Host, command};
 
 fn machines() -> usize {
     let pids = command("pidof", &["hull-vmm"], b"");
@@ -30,21 +14,17 @@ fn containers_that_share_a_network_reach_each_other_on_the_loopback_device() {
     let host = Host::take();
     let web = "mkdir /www && echo tide > /www/index.html && exec httpd -f -p 127.0.0.1:80 -h /www";
     let server = host.container("server").start(&["sh", "-c", web]);
-    let options = joining(&server, &["network"]);
-    let options: Vec<&str> = options.iter().map(String::as_str).collect();
 
     let script =
         "until wget -qO- http://127.0.0.1/; do sleep 1; done; hostname; echo mine > /tmp/file";
-    let client = host.container("client").options(&options);
+    let client = host.container("client").joining(&server, &["network"]);
     let ran = client.run(&["sh", "-c", script]);
 
     assert_eq!(ran.status, 0, "{ran:#?}");
     assert!(ran.stdout.starts_with("tide\n"), "{ran:#?}");
     assert_eq!(machines(), 1);
     assert_ne!(server.exec("look", &["ls", "/tmp/file"]).status, 0);
-    server.kill("SIGKILL");
-    server.wait_until_stopped();
-    server.remove();
+    server.end();
 }
 
 #[test]
@@ -52,9 +32,9 @@ fn a_container_sees_the_processes_and_memory_of_the_one_that_it_joins() {
     let host = Host::take();
     let script = "ipcmk -M 64 >/dev/null 2>&1; exec sleep 1234";
     let first = host.container("first").start(&["sh", "-c", script]);
-    let options = joining(&first, &["pid", "ipc", "uts", "network"]);
-    let options: Vec<&str> = options.iter().map(String::as_str).collect();
-    let second = host.container("second").options(&options);
+    let second = host
+        .container("second")
+        .joining(&first, &["pid", "ipc", "uts", "network"]);
     let second = second.start(&["sh", "-c", "exec sleep 2345"]);
     let stranger = host.container("stranger").start(&["sleep", "3456"]);
 
@@ -69,10 +49,10 @@ fn a_container_sees_the_processes_and_memory_of_the_one_that_it_joins() {
         let ours = second.exec("our", &["readlink", &link]);
         assert_eq!(theirs.output(), ours.output());
     }
-    let (theirs, ours) = (pid(&first), pid(&second));
+    let (theirs, ours) = (first.pid(), second.pid());
     assert_ne!(theirs, ours, "each has a pid of its own");
-    let network = |pid: &str| fs::read_link(Path::new("/proc").join(pid).join("ns/net")).unwrap();
-    assert_eq!(network(&theirs), network(&ours));
+    let network = |pid| fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+    assert_eq!(network(theirs), network(ours));
     assert_eq!(machines(), 2);
 
     // A pid namespace ends with its first process, as with runc.
@@ -81,28 +61,20 @@ fn a_container_sees_the_processes_and_memory_of_the_one_that_it_joins() {
     second.wait_until_stopped();
     assert_eq!(first.remove(), 137);
     assert_eq!(second.remove(), 137);
-    stranger.kill("SIGKILL");
-    stranger.wait_until_stopped();
-    stranger.remove();
+    stranger.end();
 }
 
 #[test]
 fn the_machine_stays_for_those_that_are_left_in_it() {
     let host = Host::take();
     let first = host.container("first").start(&["sleep", "1000"]);
-    let options = joining(&first, &["network"]);
-    let options: Vec<&str> = options.iter().map(String::as_str).collect();
-    let second = host.container("second").options(&options);
+    let second = host.container("second").joining(&first, &["network"]);
     let second = second.start(&["sleep", "1000"]);
 
-    first.kill("SIGKILL");
-    first.wait_until_stopped();
-    assert_eq!(first.remove(), 137);
+    assert_eq!(first.end(), 137);
     assert_eq!(second.exec("still", &["echo", "here"]).output(), "here");
     second.kill("SIGTERM");
-    second.kill("SIGKILL");
-    second.wait_until_stopped();
-    second.remove();
+    second.end();
     assert_eq!(machines(), 0);
 }
 
@@ -110,23 +82,14 @@ fn the_machine_stays_for_those_that_are_left_in_it() {
 fn a_killed_shim_takes_those_along_that_have_joined() {
     let host = Host::take();
     let first = host.container("first").start(&["sleep", "1000"]);
-    let options = joining(&first, &["network"]);
-    let options: Vec<&str> = options.iter().map(String::as_str).collect();
-    let second = host.container("second").options(&options);
+    let second = host.container("second").joining(&first, &["network"]);
     let second = second.start(&["sleep", "1000"]);
-    first.kill("SIGKILL");
-    first.wait_until_stopped();
-    first.remove();
+    first.end();
 
     let killed = command("pkill", &["-KILL", "-f", "hull-v2.*-id first"], b"");
     assert_eq!(killed.status, 0, "{killed:#?}");
 
-    wait::until("containerd gives the task up", || {
-        second
-            .listed()
-            .is_none_or(|line| line[2] == "STOPPED")
-            .then_some(())
-    });
+    second.wait_until_given_up();
     assert_eq!(host.ctr(&["container", "rm", "second"]).status, 0);
 }
 

@@ -35,9 +35,7 @@ fn streams_terminal_and_exec_work_in_a_user_namespace() {
     let container = mapped(&host, "exec").start(&["sleep", "1000"]);
     let script = "id -u; echo again >/dev/stdout; cat /proc/self/uid_map; cat </proc/1/uid_map";
     let exec = container.exec("e", &["sh", "-c", script]);
-    container.kill("KILL");
-    container.wait_until_stopped();
-    container.remove();
+    container.end();
 
     assert_eq!((again.status, again.stdout.as_str()), (7, "again\n"));
     assert!(terminal.output().contains("/dev/pts/0"), "{terminal:#?}");

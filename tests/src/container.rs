@@ -55,6 +55,20 @@ impl<'a> Container<'a> {
         self
     }
 
+    /// Has it join namespaces of another, which runs, by their types.
+    ///
+    /// # Panics
+    /// When that one does not run.
+    #[must_use]
+    pub fn joining(mut self, other: &Self, kinds: &[&str]) -> Self {
+        let pid = other.pid();
+        self.options.extend(kinds.iter().map(|&kind| {
+            let file = if kind == "network" { "net" } else { kind };
+            format!("--with-ns={kind}:/proc/{pid}/ns/{file}")
+        }));
+        self
+    }
+
     /// Gives `ctr` this input.
     #[must_use]
     pub fn stdin(mut self, stdin: &'a [u8]) -> Self {
@@ -142,6 +156,16 @@ impl<'a> Container<'a> {
         Some(line.split_whitespace().map(str::to_owned).collect())
     }
 
+    /// The process that containerd is told of.
+    ///
+    /// # Panics
+    /// When it has no task.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        let line = self.listed().expect("it is listed");
+        line[1].parse().expect("a pid is a number")
+    }
+
     /// Waits until its init is over.
     #[track_caller]
     pub fn wait_until_stopped(&self) {
@@ -151,11 +175,32 @@ impl<'a> Container<'a> {
         });
     }
 
+    /// Waits until containerd has given its task up, because the shim is gone.
+    #[track_caller]
+    pub fn wait_until_given_up(&self) {
+        wait::until("containerd gives the task up", || {
+            self.listed()
+                .is_none_or(|line| line[2] == "STOPPED")
+                .then_some(())
+        });
+    }
+
     /// Sends its init a signal (`ctr task kill`).
     #[track_caller]
     pub fn kill(&self, signal: &str) {
         let killed = self.host.ctr(&["task", "kill", "-s", signal, self.name]);
         assert_eq!(killed.status, 0, "{killed:#?}");
+    }
+
+    /// Kills its init and removes it; returns the exit status that `ctr` reports.
+    ///
+    /// # Panics
+    /// As [`Container::remove`].
+    #[track_caller]
+    pub fn end(self) -> i32 {
+        self.kill("SIGKILL");
+        self.wait_until_stopped();
+        self.remove()
     }
 
     /// Deletes its stopped task and the container; returns the exit status that `ctr` reports.

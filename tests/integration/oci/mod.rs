@@ -159,11 +159,8 @@ impl<'a> Stage<'a> {
             change(spec);
         };
         let first = self.named(FIRST, sleeps).start(&[]);
-        let pid = first.listed().and_then(|line| line[1].parse().ok());
-        let told = tell(&first, pid.expect("it has a pid"));
-        first.kill("KILL");
-        first.wait_until_stopped();
-        first.remove();
+        let told = tell(&first, first.pid());
+        first.end();
         told
     }
 
