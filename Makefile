@@ -49,6 +49,9 @@ endurance: ## 200 lives of a container, 100 processes at once; half an hour
 fuzz: ## Hostile guests, daemons and packets, 5 seconds each (docs/fuzzing.md)
 	@vmm/fuzz/run
 
+bench: ## hull-vmm beside QEMU's microvm machine, in turns; into docs/performance.md; half an hour
+	@tests/bench/run
+
 build: ## The programs, static, in $(BIN)
 	$(STATIC) -p hull-vmm -p hull-shim
 

@@ -49,6 +49,13 @@ impl Initramfs {
         this
     }
 
+    /// Adds a program.
+    #[must_use]
+    pub fn program(mut self, name: &str, content: &[u8]) -> Self {
+        self.add(name, PROGRAM, content);
+        self
+    }
+
     /// The archive as a file without a name.
     ///
     /// # Panics

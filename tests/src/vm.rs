@@ -1,7 +1,7 @@
 //! A bare virtual machine: `hull-vmm`, Hull's kernel, busybox and a script.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{PipeReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -117,7 +117,7 @@ impl Machine {
             let file = File::options().read(true).write(write).open(path);
             file.unwrap_or_else(|e| panic!("open {path}: {e}")).into()
         };
-        let (mut console, console_end) = std::io::pipe().expect("make a pipe");
+        let (console, console_end) = std::io::pipe().expect("make a pipe");
         let config = VmConfig {
             kvm: open("/dev/kvm", true),
             kernel: open("/usr/lib/hull/vmlinux", false),
@@ -132,8 +132,31 @@ impl Machine {
             balloon: false,
             entropy_limit: RateLimit::default(),
         };
+        Vm::boot(&self.program, config, Some(console))
+    }
+}
+
+/// Starts a command as the first process of a pid namespace, into which only children can be born.
+fn spawn_as_first(command: &mut Command) -> Child {
+    thread::scope(|scope| {
+        let spawned = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWPID).expect("make a pid namespace");
+            command.spawn().expect("start hull-vmm")
+        });
+        spawned.join().expect("the thread starts it")
+    })
+}
+
+impl Vm {
+    /// Boots what `config` describes on `program`, in its jail; reads the other end of its serial
+    /// line, if there is one.
+    ///
+    /// # Panics
+    /// When `hull-vmm` cannot be started.
+    #[must_use]
+    pub fn boot(program: &str, config: VmConfig<OwnedFd>, console: Option<PipeReader>) -> Self {
         let (control, theirs) = Channel::pair().expect("make a socket pair");
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(program);
         command
             .args(["--control-fd", "3", "--uid", USER])
             .stdin(Stdio::null())
@@ -153,37 +176,32 @@ impl Machine {
         drop(fds);
 
         let text = Arc::new(Mutex::new(String::new()));
-        let seen = Arc::clone(&text);
-        let reader = thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(length @ 1..) = console.read(&mut bytes) {
-                let new = String::from_utf8_lossy(&bytes[..length]);
-                seen.lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push_str(&new);
-            }
+        let reader = console.map(|mut console| {
+            let seen = Arc::clone(&text);
+            thread::spawn(move || {
+                let mut bytes = [0; 4096];
+                while let Ok(length @ 1..) = console.read(&mut bytes) {
+                    let new = String::from_utf8_lossy(&bytes[..length]);
+                    seen.lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push_str(&new);
+                }
+            })
         });
-        Vm {
+        Self {
             control: Some(control),
             process,
             console: text,
-            reader: Some(reader),
+            reader,
         }
     }
-}
 
-/// Starts a command as the first process of a pid namespace, into which only children can be born.
-fn spawn_as_first(command: &mut Command) -> Child {
-    thread::scope(|scope| {
-        let spawned = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWPID).expect("make a pid namespace");
-            command.spawn().expect("start hull-vmm")
-        });
-        spawned.join().expect("the thread starts it")
-    })
-}
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
 
-impl Vm {
     /// What the guest has printed so far.
     #[must_use]
     pub fn console(&self) -> String {

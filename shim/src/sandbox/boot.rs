@@ -35,7 +35,7 @@ const REASON_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Kernel words that every guest is given (kernel-parameters.txt): where the root is; that a panic
 /// resets and a reset ends the machine; and what a guest without firmware need not test or wait for.
-const CMDLINE: &str = "root=/dev/vda ro rootfstype=erofs init=/sbin/hull-agent quiet reboot=k \
+pub const CMDLINE: &str = "root=/dev/vda ro rootfstype=erofs init=/sbin/hull-agent quiet reboot=k \
     panic=-1 tsc=reliable no_timer_check random.trust_cpu=on cryptomgr.notests \
     rcupdate.rcu_expedited=1";
 

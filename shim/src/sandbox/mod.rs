@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use agent_protocol::AgentClient;
 
-pub use boot::{BootError, Plan};
+pub use boot::{BootError, CMDLINE, Plan};
 
 use crate::network::Cards;
 use crate::ports::Ports;

@@ -1,0 +1,3 @@
+//! What host and guest agree on.
+
+pub mod ports;
