@@ -6,9 +6,12 @@ use std::sync::Arc;
 use kvm_bindings::{
     KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION,
     KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, KVM_INTERNAL_ERROR_SIMUL_EX,
-    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, kvm_run,
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVMIO, kvm_pre_fault_memory, kvm_run,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use vm_memory::GuestAddress;
+use vmm_sys_util::ioctl::ioctl_with_mut_ref;
+use vmm_sys_util::ioctl_iowr_nr;
 
 use super::kick::Registration;
 use crate::memory::Ram;
@@ -76,6 +79,26 @@ impl Vcpu {
         &self.fd
     }
 
+    /// Maps memory for the guest before it runs, as if it had read each page from `start` to `end`: an
+    /// exit less for each page that it uses (KVM api.rst 4.143, Linux 6.11). Where KVM does not know
+    /// how, the guest's own faults do it.
+    pub fn pre_fault(&self, start: GuestAddress, end: GuestAddress) {
+        let page = 4096;
+        let start = start.0 / page * page;
+        let mut range = kvm_pre_fault_memory {
+            gpa: start,
+            size: (end.0.saturating_add(page - 1) / page * page).saturating_sub(start),
+            ..Default::default()
+        };
+        while range.size > 0 {
+            // It moves the range on by what it has done, and is interrupted now and then.
+            let left = range.size;
+            if !pre_fault_memory(&self.fd, &mut range) && range.size == left {
+                return;
+            }
+        }
+    }
+
     /// Prepares to run on this thread. One vCPU a thread: a second one would not be kicked.
     #[must_use]
     pub fn on_this_thread(mut self) -> Runner {
@@ -123,6 +146,16 @@ impl Runner {
         }
         text
     }
+}
+
+ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
+
+/// Maps a part of the range, and makes the range the rest. Whether the kernel has gone to its end.
+#[expect(unsafe_code, reason = "the library has no wrapper for this ioctl")]
+fn pre_fault_memory(vcpu: &VcpuFd, range: &mut kvm_pre_fault_memory) -> bool {
+    // SAFETY: the descriptor is a vCPU's, and the kernel reads and writes the structure alone, which
+    // is of the ioctl's type. It touches no memory of ours: what it maps is the guest's.
+    unsafe { ioctl_with_mut_ref(vcpu, KVM_PRE_FAULT_MEMORY(), range) == 0 }
 }
 
 /// Takes an internal error's code and data out of the shared page.

@@ -29,6 +29,8 @@ pub enum KernelError {
 /// A kernel in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kernel {
+    /// Its first address: of the code before which nothing is run.
+    pub(super) start: GuestAddress,
     /// Where the first vCPU enters it.
     pub(super) entry: GuestAddress,
     /// The first address after it.
@@ -47,6 +49,7 @@ pub fn load_kernel(ram: &Ram, file: OwnedFd) -> Result<Kernel, KernelError> {
     })?;
     match loaded.pvh_boot_cap {
         PvhBootCapability::PvhEntryPresent(entry) => Ok(Kernel {
+            start: loaded.kernel_load,
             entry,
             end: GuestAddress(loaded.kernel_end),
         }),

@@ -116,6 +116,7 @@ pub fn prepare_vcpu(
     regs::set_msrs(vcpu.fd())?;
     if vcpu.id() == 0 {
         regs::set_entry(vcpu.fd(), kernel.entry, GuestAddress(layout::START_INFO))?;
+        vcpu.pre_fault(kernel.start, kernel.end);
     }
     Ok(())
 }
@@ -137,6 +138,7 @@ mod tests {
     fn an_initial_ram_file_system_lies_below_the_end_of_memory_and_above_the_kernel() {
         let ram = memory::allocate(&ram_ranges(64 << 20)).unwrap();
         let kernel = Kernel {
+            start: GuestAddress(layout::HIGH_RAM),
             entry: GuestAddress(layout::HIGH_RAM),
             end: GuestAddress(30 << 20),
         };
