@@ -22,6 +22,7 @@ pub mod host;
 pub mod logging;
 pub mod network;
 pub mod operation;
+pub mod processors;
 pub mod reaper;
 pub mod server;
 pub mod shares;

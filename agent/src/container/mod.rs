@@ -49,6 +49,7 @@ use crate::error_chain;
 use crate::events::Events;
 use crate::host::Host;
 use crate::operation;
+use crate::processors;
 use crate::reaper::Reaper;
 use crate::stdio::Ports;
 use crate::sys;
@@ -107,7 +108,13 @@ impl Containers {
         let plan = plan::container(id, config, ports.is_terminal(), disks, neighbour)?;
         self.reserve(id, plan.launch.confinement.clone())?;
         let inner = &self.inner;
-        match create::create(&inner.reaper, inner.host, id, &plan, ports).await {
+        let linux = plan.spec.linux().as_ref();
+        let cpu = linux.and_then(|linux| linux.resources().as_ref()?.cpu().as_ref());
+        let (created, ()) = tokio::join!(
+            create::create(&inner.reaper, inner.host, id, &plan, ports),
+            processors::bring_up(processors::usable(cpu)),
+        );
+        match created {
             Ok(created) => Ok(self.created(id, created, &plan.launch)),
             Err(error) => {
                 self.table().remove(id);
@@ -303,6 +310,10 @@ impl Containers {
                 state: init.state(),
             }),
         })?;
+        let cpu = resources.cpu().as_ref();
+        if let Some(cpu) = cpu.filter(|cpu| cpu.quota().is_some() || cpu.cpus().is_some()) {
+            processors::bring_up(processors::usable(Some(cpu))).await;
+        }
         // A limit below what is in use makes the write wait for reclaim.
         let updated = operation::run(&self.inner.reaper, "update limits", &[], || {
             let manager = Manager::new(cgroup::ROOT.into(), plan::cgroup_path(container_id))

@@ -34,10 +34,11 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(60);
 const REASON_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Kernel words that every guest is given (kernel-parameters.txt): where the root is; that a panic
-/// resets and a reset ends the machine; and what a guest without firmware need not test or wait for.
+/// resets and a reset ends the machine; what a guest without firmware need not test or wait for; and
+/// that it boots with one processor, for the agent brings up the others when somebody may use them.
 pub const CMDLINE: &str = "root=/dev/vda ro rootfstype=erofs init=/sbin/hull-agent quiet reboot=k \
     panic=-1 tsc=reliable no_timer_check random.trust_cpu=on cryptomgr.notests \
-    rcupdate.rcu_expedited=1";
+    rcupdate.rcu_expedited=1 maxcpus=1";
 
 /// Why a sandbox did not come up.
 #[derive(Debug, thiserror::Error)]
