@@ -48,6 +48,7 @@ use crate::cgroup;
 use crate::error_chain;
 use crate::events::Events;
 use crate::host::Host;
+use crate::network::Namespace;
 use crate::operation;
 use crate::reaper::Reaper;
 use crate::stdio::Ports;
@@ -316,6 +317,20 @@ impl Containers {
             manager.apply(&options).map_err(|error| error_chain(&error))
         });
         Ok(updated.await?)
+    }
+
+    /// The network namespace of a container, which must have an init.
+    ///
+    /// # Errors
+    /// `NoContainer`, `Finished`, `System`.
+    pub fn network(&self, container_id: &str) -> Result<Namespace, ContainerError> {
+        let init = self.with(container_id, |container| {
+            container.init.pid().ok_or(ContainerError::Finished)
+        })?;
+        Namespace::of(init).map_err(|source| ContainerError::System {
+            action: format!("open the network namespace of {container_id}"),
+            source,
+        })
     }
 
     /// What a container that joins this one needs to know of it; it must have an init.

@@ -1,9 +1,9 @@
 //! User namespaces (user_namespaces(7)), made before libcontainer enters them.
 //!
 //! libcontainer makes one itself, but would then ask systemd for the cgroup, and there is none here;
-//! a namespace with a path it joins. So one is made here, with a network namespace that belongs to
-//! it, as it does with runc: who is root in it may bind port 80, and mount sysfs. The agent and
-//! the network cards move into that: this machine has one container.
+//! a namespace with a path it joins. So one is made here, and if the container is to have a network
+//! namespace of its own, that one too: it has to belong to the user namespace, as it does with
+//! runc, so that who is root in it may bind port 80, and mount sysfs.
 //!
 //! Threat: maps come from the configuration; the kernel checks them, and says no to what overlaps.
 
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use libcontainer::syscall::syscall::create_syscall;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Gid, Pid, Uid, fchown, pipe};
@@ -24,10 +24,13 @@ use super::plan::PlanError;
 use crate::operation::{self, OperationError};
 use crate::reaper::Reaper;
 use crate::stdio::Streams;
-use crate::{network, sys};
+use crate::sys;
 
-/// Where namespaces are mounted so that they have a path.
-const NAMESPACES: &str = "/run/hull/namespaces";
+/// Where user namespaces are mounted so that they have a path.
+const NAMESPACES: &str = "/run/hull/namespaces/user";
+
+/// And network namespaces.
+const NETWORKS: &str = "/run/hull/namespaces/net";
 
 /// The kernel's limit of lines in a map (user_namespaces(7)).
 const MAX_LINES: usize = 340;
@@ -76,28 +79,26 @@ pub fn path(id: &str) -> PathBuf {
     Path::new(NAMESPACES).join(id)
 }
 
-/// Makes the user namespace of container `id`, and a network namespace of its own, into which agent
-/// and network cards move.
+/// Where a network namespace that belongs to it has its path.
+pub fn network_path(id: &str) -> PathBuf {
+    Path::new(NETWORKS).join(id)
+}
+
+/// Makes the user namespace of container `id`, and a network namespace that belongs to it.
 ///
 /// # Errors
 /// When the kernel refuses a map, or anything else.
 pub async fn create(reaper: &Reaper, id: &str, maps: &IdMaps) -> Result<(), OperationError> {
-    let (user, network) = (path(id), path(&format!("{id}.net")));
     operation::run(reaper, "make a user namespace", &[], || {
-        pin(maps, &user, &network).map_err(|error| error.to_string())
+        pin(maps, &path(id), &network_path(id)).map_err(|error| error.to_string())
     })
-    .await?;
-    let moved = enter_network(&network).await;
-    unpin(&network);
-    moved.map_err(|message| OperationError::Failed {
-        what: "move into the container's network namespace",
-        message,
-    })
+    .await
 }
 
-/// Forgets the namespace; it goes with its last process.
+/// Forgets the namespaces; they go with their last process.
 pub fn remove(id: &str) {
     unpin(&path(id));
+    unpin(&network_path(id));
 }
 
 /// Prepares a process, still the machine's root, for a container with these maps: gives its streams
@@ -141,6 +142,7 @@ fn pin(maps: &IdMaps, user: &Path, network: &Path) -> io::Result<()> {
         fs::write(proc.join("gid_map"), lines(&maps.groups))
             .map_err(|error| io::Error::other(format!("linux.gidMappings: {error}")))?;
         fs::create_dir_all(NAMESPACES)?;
+        fs::create_dir_all(NETWORKS)?;
         for (name, path) in [("ns/user", user), ("ns/net", network)] {
             File::create(path)?;
             let from = proc.join(name);
@@ -153,16 +155,6 @@ fn pin(maps: &IdMaps, user: &Path, network: &Path) -> io::Result<()> {
     let _ = kill(waiter, Signal::SIGKILL);
     let _ = waitpid(waiter, None);
     pinned
-}
-
-/// Moves the cards and this process, which has one thread, into the namespace.
-async fn enter_network(path: &Path) -> Result<(), String> {
-    let namespace = File::open(path).map_err(|error| error.to_string())?;
-    network::move_cards(namespace.as_fd())
-        .await
-        .map_err(|error| crate::error_chain(&error))?;
-    setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| errno.desc().to_owned())?;
-    sys::bring_up_loopback().map_err(|error| error.to_string())
 }
 
 fn unpin(path: &Path) {

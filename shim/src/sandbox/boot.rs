@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::error::chain;
 use crate::fs_daemon::{self, FsDaemonError};
 use crate::log_lines::{self, LastLine};
-use crate::network::{self, Cards, NetworkError};
+use crate::network::{self, Cards, Network, NetworkError};
 use crate::ports::{Expected, Ports};
 use crate::state_dir::{StateDir, StateError};
 use crate::supervise::{Gone, Supervised};
@@ -134,7 +134,7 @@ impl Sandbox {
             .boot(plan.config, plan.memory_mib, plan.disks, plan.network)
             .await;
         match booted {
-            Ok((agent, cards)) => Ok(booting.finish(agent, cards)),
+            Ok((agent, cards, network)) => Ok(booting.finish(agent, cards, network)),
             Err(error) => {
                 booting.undo().await;
                 Err(error)
@@ -159,7 +159,7 @@ impl Booting {
         memory_mib: u32,
         volumes: Vec<Disk<OwnedFd>>,
         network: Option<&Path>,
-    ) -> Result<(AgentClient, Cards), BootError> {
+    ) -> Result<(AgentClient, Cards, Network), BootError> {
         // Everything that can be missing is looked for before anything is started.
         let assets = Assets::open(config)?;
         let serial = console(config, &self.state)?;
@@ -222,8 +222,9 @@ impl Booting {
         });
         let agent = self.greet(rpc, config).await?;
         let (vmm, control) = self.vmm.as_ref().expect("started above");
-        let cards = Cards::new(vmm.pid, control.clone(), agent.clone())?;
-        Ok((agent, cards))
+        let cards = Cards::new(control.clone(), agent.clone());
+        let network = cards.network_of(vmm.pid)?;
+        Ok((agent, cards, network))
     }
 
     /// Waits for the agent and says hello.
@@ -280,7 +281,7 @@ impl Booting {
         reason
     }
 
-    fn finish(self, agent: AgentClient, cards: Cards) -> Sandbox {
+    fn finish(self, agent: AgentClient, cards: Cards, network: Network) -> Sandbox {
         let (vmm, control) = self.vmm.expect("booted, so started");
         Sandbox {
             state: self.state,
@@ -291,6 +292,7 @@ impl Booting {
             ports: self.ports,
             agent,
             cards,
+            network,
         }
     }
 
