@@ -16,6 +16,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
 use super::block_volumes;
+use super::device_nodes;
 use super::diary;
 use super::launch::Launcher;
 use super::namespaces::UserNamespace;
@@ -220,6 +221,7 @@ async fn try_create(
     }
     set_network_sysctls(plan)?;
     block_volumes::mount_all(reaper, &plan.block_volumes).await?;
+    make_device_nodes(reaper, plan).await?;
 
     // The init may end before its process id has come back.
     let _expectation = reaper.expect();
@@ -332,6 +334,16 @@ pub(super) fn builder(
 /// Of the container's network, which may be new: libcontainer leaves it down.
 fn bring_up_loopback(init: i32) -> io::Result<()> {
     Namespace::of(init)?.inside(sys::bring_up_loopback)
+}
+
+async fn make_device_nodes(reaper: &Reaper, plan: &Plan) -> Result<(), OperationError> {
+    if plan.device_nodes.is_empty() {
+        return Ok(());
+    }
+    let root = plan.spec.root().as_ref();
+    let root = root.expect("planned with a root").path();
+    let make = || device_nodes::make(root, &plan.device_nodes).map_err(|e| error_chain(&e));
+    operation::run(reaper, "make devices", &[], make).await
 }
 
 /// Before the user's program runs; the init's own work on /dev is done.

@@ -13,6 +13,7 @@ pub mod block_volumes;
 pub mod capabilities;
 pub mod copy_up;
 pub mod create;
+pub mod device_nodes;
 pub mod devices;
 pub mod diary;
 mod ends;

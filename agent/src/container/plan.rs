@@ -17,6 +17,7 @@ use oci_spec::runtime::{
 use super::block_volumes::{self, BlockVolume};
 use super::capabilities;
 use super::copy_up::{self, CopyUp};
+use super::device_nodes::{self, DeviceNode, DeviceNodeError};
 use super::devices::{self, DeviceError, Disk, Instruction};
 use super::mounts;
 use super::namespaces::{self, Neighbour, UserNamespace};
@@ -54,6 +55,9 @@ pub enum PlanError {
     /// A device rule that means nothing.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// A device outside `/dev` that cannot be there.
+    #[error(transparent)]
+    DeviceNode(#[from] DeviceNodeError),
     /// A map of user or group ids that no container can live with.
     #[error("{0} must map the container's root (id 0), in at most 340 lines")]
     IdMap(&'static str),
@@ -90,6 +94,8 @@ pub struct Plan {
     pub launch: LaunchPlan,
     /// For the kernel: which devices it may use.
     pub device_filter: Vec<Instruction>,
+    /// For the agent: what libcontainer does not make.
+    pub device_nodes: Vec<DeviceNode>,
     /// For the kernel, too: `net.*` parameters of a container whose network is the machine's, so
     /// that there is no namespace that libcontainer would set them in.
     pub network_sysctls: HashMap<String, String>,
@@ -185,6 +191,8 @@ pub fn container(
     let rules = resources.and_then(|resources| resources.devices().as_deref());
     let device_filter = devices::program(rules.unwrap_or_default())?;
 
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let device_nodes = device_nodes::take(&mut linux, mounts, id_maps.as_ref())?;
     let network_sysctls = take_network_sysctls(&mut linux);
     let mounts = spec.mounts_mut().as_deref_mut().unwrap_or_default();
     let block_volumes = block_volumes::take(id, mounts);
@@ -213,6 +221,7 @@ pub fn container(
             propagations,
         },
         device_filter,
+        device_nodes,
         network_sysctls,
         user_namespace,
         block_volumes,

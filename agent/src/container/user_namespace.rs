@@ -64,13 +64,19 @@ impl IdMaps {
         })
     }
 
-    /// The machine's user and group that are root in the container.
+    /// The machine's user and group that are these in the container.
+    pub fn of_the_machine(&self, uid: u32, gid: u32) -> Option<(u32, u32)> {
+        Some((
+            machine_id(&self.users, uid)?,
+            machine_id(&self.groups, gid)?,
+        ))
+    }
+
+    /// Those that are root in the container.
     fn root(&self) -> (Uid, Gid) {
-        let id = |map| machine_id(map, 0).expect("`new` has checked that root is mapped");
-        (
-            Uid::from_raw(id(&self.users)),
-            Gid::from_raw(id(&self.groups)),
-        )
+        let root = self.of_the_machine(0, 0);
+        let (uid, gid) = root.expect("`new` has checked that root is mapped");
+        (Uid::from_raw(uid), Gid::from_raw(gid))
     }
 }
 

@@ -197,12 +197,6 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         ),
         (
             linux(
-                json!({ "devices": [ { "path": "/srv/null", "type": "c", "major": 1, "minor": 3 } ] }),
-            ),
-            "linux.devices[/srv/null]",
-        ),
-        (
-            linux(
                 json!({ "resources": { "blockIO": { "throttleReadBpsDevice": [
                 { "major": 254, "minor": 0, "rate": 1 } ] } } }),
             ),
