@@ -14,7 +14,7 @@ mod tests;
 use std::collections::HashMap;
 use std::path::Path;
 
-use oci_spec::runtime::{Linux, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxSeccomp, LinuxSeccompAction, Process, Spec};
 
 use self::devices::Device;
 
@@ -89,6 +89,9 @@ pub fn translate(
                 "the guest's processor has no such resources",
             );
         }
+        if let Some(profile) = linux.seccomp() {
+            check_seccomp(profile)?;
+        }
         let asked = linux.namespaces().as_deref().unwrap_or_default();
         let (namespaces, asked_network) = namespaces::translate(asked, neighbours)?;
         linux.set_namespaces(Some(namespaces));
@@ -147,6 +150,24 @@ fn place_devices(
     }
     linux.set_devices(Some(kept));
     Ok((volumes, disks))
+}
+
+/// Refuses a profile that leaves a decision to a program of the host: it would be sent a descriptor of
+/// the guest's kernel, and look into the memory of the guest's processes.
+fn check_seccomp(profile: &LinuxSeccomp) -> Result<(), Unsupported> {
+    let notifies = |action| action == LinuxSeccompAction::ScmpActNotify;
+    let mut rules = profile.syscalls().iter().flatten();
+    let field = if notifies(profile.default_action()) {
+        "linux.seccomp.defaultAction"
+    } else if rules.any(|rule| notifies(rule.action())) {
+        "linux.seccomp.syscalls[].action"
+    } else {
+        return Ok(());
+    };
+    unsupported(
+        field,
+        "of SCMP_ACT_NOTIFY the listener is a program of the host, the system calls are the guest's",
+    )
 }
 
 /// Drops the labels of modules that the guest's kernel does not have.

@@ -192,6 +192,17 @@ fn what_cannot_be_honoured_is_refused_by_name() {
             "linux.devices[/dev/kmsg]",
         ),
         (
+            linux(json!({ "seccomp": { "defaultAction": "SCMP_ACT_NOTIFY" } })),
+            "linux.seccomp.defaultAction",
+        ),
+        (
+            linux(
+                json!({ "seccomp": { "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+                { "names": ["mkdir"], "action": "SCMP_ACT_NOTIFY" } ] } }),
+            ),
+            "linux.seccomp.syscalls[].action",
+        ),
+        (
             linux(json!({ "namespaces": [ { "type": "ipc" }, { "type": "ipc" } ] })),
             "linux.namespaces[ipc]",
         ),
