@@ -23,7 +23,9 @@ pub mod launch;
 pub mod mounts;
 pub mod namespaces;
 pub mod plan;
+pub mod process_plan;
 pub mod program;
+pub mod refusal;
 pub mod seccomp;
 mod start;
 mod state;
@@ -43,7 +45,7 @@ use self::create::Created;
 use self::devices::Disk;
 use self::error::ContainerError;
 use self::namespaces::Neighbour;
-use self::plan::Confinement;
+use self::process_plan::{Confinement, LaunchPlan};
 use self::state::{Container, Process};
 use crate::cgroup;
 use crate::error_chain;
@@ -131,7 +133,7 @@ impl Containers {
                     id: id.exec_id.clone(),
                 });
             }
-            let plan = plan::exec(process, &container.confinement, ports.is_terminal())?;
+            let plan = process_plan::exec(process, &container.confinement, ports.is_terminal())?;
             let registered = Process::Registered(Box::new((plan, ports)));
             container.execs.insert(id.exec_id.clone(), registered);
             Ok(())
@@ -356,7 +358,7 @@ impl Containers {
         Ok(())
     }
 
-    fn created(&self, id: &str, created: Created, launch: &plan::LaunchPlan) -> i32 {
+    fn created(&self, id: &str, created: Created, launch: &LaunchPlan) -> i32 {
         let Created {
             pid,
             exit,

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType};
 
-use super::plan::PlanError;
+use super::refusal::PlanError;
 use super::user_namespace::{self, IdMaps};
 
 /// What a container that joins another needs to know of it.

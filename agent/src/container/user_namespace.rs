@@ -20,7 +20,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{Gid, Pid, Uid, fchown, pipe};
 use oci_spec::runtime::{LinuxIdMapping, Process};
 
-use super::plan::PlanError;
+use super::refusal::PlanError;
 use crate::operation::{self, OperationError};
 use crate::reaper::Reaper;
 use crate::stdio::Streams;
