@@ -8,6 +8,7 @@
 //! the agent's connection) ends the whole: [`Gone`] has the reason, the VMM is stopped and no
 //! connection is waited for any more.
 
+mod assets;
 mod boot;
 mod shutdown;
 
@@ -15,6 +16,7 @@ use std::sync::Arc;
 
 use agent_protocol::AgentClient;
 
+pub use assets::AssetError;
 pub use boot::{BootError, Plan};
 
 use crate::network::{Cards, Network};
