@@ -18,7 +18,7 @@ mod follow;
 mod inspect;
 mod namespace;
 mod redirect;
-mod tap;
+pub mod tap;
 
 use std::collections::BTreeMap;
 use std::fs::File;
