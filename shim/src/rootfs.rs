@@ -10,7 +10,9 @@ use containerd_shim::mount::mount_rootfs;
 use containerd_shim::protos::api::Mount;
 
 use crate::bundle::Volume;
-use crate::state_dir::{Sharing, StateDir, StateError, unmount_below};
+use crate::mount_points::{UnmountError, unmount_below};
+use crate::share::{Share, ShareError, Sharing};
+use crate::volumes::Volumes;
 
 /// Why the root could not be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -36,9 +38,12 @@ pub enum RootfsError {
         #[source]
         source: std::io::Error,
     },
-    /// The sandbox's folder.
+    /// What the guest is shown of it.
     #[error(transparent)]
-    State(#[from] StateError),
+    Share(#[from] ShareError),
+    /// It is still mounted.
+    #[error(transparent)]
+    Unmount(#[from] UnmountError),
 }
 
 /// Mounts the snapshotter's mounts at `target`, in their order.
@@ -76,13 +81,13 @@ fn mount_one(mount: &Mount, target: &Path) -> Result<(), RootfsError> {
     })
 }
 
-/// Shows the guest a container's root, which is at `root` on the host, and its volumes. The folder's
-/// share is open.
+/// Shows the guest a container's root, which is at `root` on the host, and its volumes. The folder is
+/// open.
 ///
 /// # Errors
 /// When one of them does not exist or cannot be mounted.
 pub fn share(
-    state: &StateDir,
+    (share, shown): (&Share, &mut Volumes),
     id: &str,
     root: &Path,
     volumes: &[Volume],
@@ -97,13 +102,9 @@ pub fn share(
         read_only: false,
         id_maps: None,
     };
-    state.share(root, &base.join("rootfs"), &whole)?;
+    share.add(root, &base.join("rootfs"), &whole)?;
     for volume in volumes {
-        state.share(
-            &volume.source,
-            &base.join("mounts").join(&volume.name),
-            &volume.sharing,
-        )?;
+        shown.show(share, id, volume)?;
     }
     Ok(())
 }
@@ -112,8 +113,9 @@ pub fn share(
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn unshare(state: &StateDir, id: &str) -> Result<(), RootfsError> {
-    Ok(state.unshare(Path::new(id))?)
+pub fn unshare(share: &Share, shown: &mut Volumes, id: &str) -> Result<(), RootfsError> {
+    shown.hide(share, id)?;
+    Ok(share.remove(Path::new(id))?)
 }
 
 /// Undoes [`mount`].

@@ -30,6 +30,7 @@ use crate::spawn::Place;
 use crate::state_dir::StateDir;
 use crate::stdio::{Owner, Paths};
 use crate::supervise::Supervised;
+use crate::volumes::Volumes;
 
 /// Memory of the machine beyond the container's limit, for the guest's kernel and agent.
 const OVERHEAD_MIB: u64 = 128;
@@ -106,9 +107,12 @@ impl Runtime {
         state.create().map_err(|e| TaskError::failed(&e))?;
         let shared = state
             .note_address(&self.0.address)
-            .and_then(|()| state.open_share())
-            .map_err(|e| TaskError::failed(&e));
-        if let Err(error) = shared.and_then(|()| wanted.share(request, &state)) {
+            .map_err(|e| TaskError::failed(&e))
+            .and_then(|()| state.share().open().map_err(|e| TaskError::failed(&e)));
+        // Of a machine that is over nothing is shown any more.
+        *self.volumes() = Volumes::default();
+        let shared = shared.and_then(|()| wanted.share(request, &state, &mut self.volumes()));
+        if let Err(error) = shared {
             if let Err(e) = state.remove() {
                 warn!("clean up after a failed mount: {}", chain(&e));
             }
@@ -170,7 +174,7 @@ impl Runtime {
         let created = async {
             let noted = sandbox.state.note_member(&request.id);
             noted.map_err(|e| TaskError::failed(&e))?;
-            wanted.share(request, &sandbox.state)?;
+            wanted.share(request, &sandbox.state, &mut self.volumes())?;
             let (pause, network) = stand_in(sandbox, &wanted.guest.network, others).await?;
             let container = self.create_in(sandbox, request, wanted, pause.pid).await;
             match container {
@@ -188,7 +192,8 @@ impl Runtime {
                 Ok(self.adopt(request, sandbox, container, bound, host_side))
             }
             Err(error) => {
-                if let Err(e) = rootfs::unshare(&sandbox.state, &request.id) {
+                let share = sandbox.state.share();
+                if let Err(e) = rootfs::unshare(&share, &mut self.volumes(), &request.id) {
                     warn!("clean up after a failed create: {}", chain(&e));
                 }
                 sandbox.state.forget_member(&request.id);
@@ -262,9 +267,15 @@ impl Wanted {
     }
 
     /// Mounts the root file system and shows it to the guest, with the volumes.
-    fn share(&self, request: &CreateTaskRequest, state: &StateDir) -> Result<()> {
+    fn share(
+        &self,
+        request: &CreateTaskRequest,
+        state: &StateDir,
+        shown: &mut Volumes,
+    ) -> Result<()> {
+        let (id, volumes) = (&request.id, &self.guest.volumes);
         let shared = rootfs::mount(&request.rootfs, &self.bundle.join("rootfs"))
-            .and_then(|()| rootfs::share(state, &request.id, &self.root, &self.guest.volumes));
+            .and_then(|()| rootfs::share((&state.share(), shown), id, &self.root, volumes));
         shared.map_err(|e| TaskError::failed(&e))
     }
 }

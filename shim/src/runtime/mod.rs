@@ -37,6 +37,7 @@ use crate::events::{Events, TaskEvent};
 use crate::ports::Ports;
 use crate::stats;
 use crate::stdio::{self, Owner, Paths};
+use crate::volumes::Volumes;
 
 /// How long the agent may take to answer. It is the guest's, so that nothing may hang on it.
 const AGENT_PATIENCE: Duration = Duration::from_secs(60);
@@ -61,6 +62,8 @@ struct Core {
     turn: Mutex<()>,
     /// Who there is; held for one look-up or change, never across a wait.
     members: StdMutex<Members>,
+    /// What the machine's containers are shown; of Create and Delete, who take turns.
+    volumes: StdMutex<Volumes>,
 }
 
 /// What State answers.
@@ -94,6 +97,7 @@ impl Runtime {
             shutdown,
             turn: Mutex::new(()),
             members: StdMutex::default(),
+            volumes: StdMutex::default(),
         }))
     }
 
@@ -356,6 +360,11 @@ impl Runtime {
 
     fn members(&self) -> MutexGuard<'_, Members> {
         let locked = self.0.members.lock();
+        locked.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn volumes(&self) -> MutexGuard<'_, Volumes> {
+        let locked = self.0.volumes.lock();
         locked.unwrap_or_else(PoisonError::into_inner)
     }
 
