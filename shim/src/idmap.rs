@@ -23,7 +23,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 /// Which ids of a file system are which of the machine (`mounts[].uidMappings` and
 /// `mounts[].gidMappings`, OCI runtime-spec 1.2 §mounts).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct IdMaps {
     /// Users.
     pub users: Vec<LinuxIdMapping>,

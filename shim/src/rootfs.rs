@@ -10,9 +10,7 @@ use containerd_shim::mount::mount_rootfs;
 use containerd_shim::protos::api::Mount;
 
 use crate::bundle::Volume;
-use crate::mount_points::{UnmountError, unmount_below};
-use crate::share::{Share, ShareError, Sharing};
-use crate::volumes::Volumes;
+use crate::state_dir::{Sharing, StateDir, StateError, unmount_below};
 
 /// Why the root could not be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -38,12 +36,9 @@ pub enum RootfsError {
         #[source]
         source: std::io::Error,
     },
-    /// What the guest is shown of it.
+    /// The sandbox's folder.
     #[error(transparent)]
-    Share(#[from] ShareError),
-    /// It is still mounted.
-    #[error(transparent)]
-    Unmount(#[from] UnmountError),
+    State(#[from] StateError),
 }
 
 /// Mounts the snapshotter's mounts at `target`, in their order.
@@ -81,13 +76,13 @@ fn mount_one(mount: &Mount, target: &Path) -> Result<(), RootfsError> {
     })
 }
 
-/// Shows the guest a container's root, which is at `root` on the host, and its volumes. The folder is
-/// open.
+/// Shows the guest a container's root, which is at `root` on the host, and its volumes. The folder's
+/// share is open.
 ///
 /// # Errors
 /// When one of them does not exist or cannot be mounted.
 pub fn share(
-    (share, shown): (&Share, &mut Volumes),
+    state: &StateDir,
     id: &str,
     root: &Path,
     volumes: &[Volume],
@@ -102,9 +97,13 @@ pub fn share(
         read_only: false,
         id_maps: None,
     };
-    share.add(root, &base.join("rootfs"), &whole)?;
+    state.share(root, &base.join("rootfs"), &whole)?;
     for volume in volumes {
-        shown.show(share, id, volume)?;
+        state.share(
+            &volume.source,
+            &base.join("mounts").join(&volume.name),
+            &volume.sharing,
+        )?;
     }
     Ok(())
 }
@@ -113,9 +112,8 @@ pub fn share(
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn unshare(share: &Share, shown: &mut Volumes, id: &str) -> Result<(), RootfsError> {
-    shown.hide(share, id)?;
-    Ok(share.remove(Path::new(id))?)
+pub fn unshare(state: &StateDir, id: &str) -> Result<(), RootfsError> {
+    Ok(state.unshare(Path::new(id))?)
 }
 
 /// Undoes [`mount`].

@@ -130,7 +130,7 @@ async fn delete(flags: &Flags) -> anyhow::Result<()> {
     let socket = std::fs::read_to_string(bundle.join(ADDRESS_FILE)).ok();
     let served = socket.as_deref().is_some_and(is_served);
     let socket = socket.map(|address| socket_path(&address));
-    if served && state.share().has_others(&flags.id) {
+    if served && state.is_shared(&flags.id) {
         // containerd asks, too, when the first container is deleted and its machine goes on.
         rootfs::unmount(&bundle.join("rootfs"))?;
     } else {

@@ -4,24 +4,26 @@
 //! processes      "PID START-TIME" of each process started for the sandbox, a line each
 //! user           what hull-vmm runs as
 //! shared/        what virtiofsd shows the guest
-//! folders/       where that is made (`share`)
+//!   ID/rootfs        the container's root file system, bind-mounted
+//!   ID/mounts/N      its volumes, bind-mounted
 //! console.log    what the guest's kernel says, with `debug_console`
 //! ```
 //! What is mounted here and which processes run can be found from the folder alone, after a crash.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use crate::mount_points::{UnmountError, unmount_below};
+use nix::mount::{MntFlags, MsFlags};
+
+use crate::idmap::{self, IdMaps};
 use crate::process_identity::ProcessIdentity;
-use crate::share::Share;
 
 /// Why the folder could not be made or undone.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// A name that is not one path component, or that begins with a dot.
+    /// A name that is not one path component.
     #[error("{0:?} cannot name a folder")]
     Name(String),
     /// The sandbox is there already.
@@ -36,9 +38,33 @@ pub enum StateError {
         #[source]
         source: io::Error,
     },
+    /// A mount in it.
+    #[error("mount {} for the guest", path.display())]
+    Mount {
+        /// What was to be mounted.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The owners of a mount in it.
+    #[error("map the ids of {}, which its file system may not be able to", path.display())]
+    IdMap {
+        /// What was to be mounted.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// Something is still mounted.
-    #[error(transparent)]
-    Unmount(#[from] UnmountError),
+    #[error("unmount {}", path.display())]
+    Unmount {
+        /// What is.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// The folder stays.
     #[error("remove {}", path.display())]
     Remove {
@@ -56,14 +82,25 @@ pub struct StateDir {
     path: PathBuf,
 }
 
+/// How something of the host's is shared.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Sharing {
+    /// With all that is mounted below it.
+    pub recursive: bool,
+    /// Nobody can write through the share.
+    pub read_only: bool,
+    /// Whose files they are in the container, if not the same users'.
+    pub id_maps: Option<IdMaps>,
+}
+
 impl StateDir {
     /// The folder of sandbox `id`, which may or may not be there.
     ///
     /// # Errors
-    /// When a name is not one path component, or begins with a dot.
+    /// When a name is not one path component.
     pub fn at(state: &Path, namespace: &str, id: &str) -> Result<Self, StateError> {
         for name in [namespace, id] {
-            if name.is_empty() || name.starts_with('.') || name.contains(['/', '\0']) {
+            if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
                 return Err(StateError::Name(name.to_owned()));
             }
         }
@@ -95,7 +132,10 @@ impl StateDir {
                 })
         };
         make(parent, true, 0o700)?;
-        make(&self.path, false, 0o700)
+        make(&self.path, false, 0o700)?;
+        // The guest's root directory of the share: who is root in a user namespace there comes
+        // through it. On the host it is behind the two above.
+        make(&self.shared(), false, 0o711)
     }
 
     /// The folder itself.
@@ -106,8 +146,101 @@ impl StateDir {
 
     /// What the guest is shown.
     #[must_use]
-    pub fn share(&self) -> Share {
-        Share::of(&self.path)
+    pub fn shared(&self) -> PathBuf {
+        self.path.join("shared")
+    }
+
+    /// Makes the shared folder a mount of its own, from which what is mounted in it later reaches a
+    /// virtiofsd that runs already.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn open_share(&self) -> Result<(), StateError> {
+        let shared = self.shared();
+        let mount = |flags| {
+            nix::mount::mount(Some(&shared), &shared, None::<&str>, flags, None::<&str>).map_err(
+                |e| StateError::Mount {
+                    path: shared.clone(),
+                    source: e.into(),
+                },
+            )
+        };
+        mount(MsFlags::MS_BIND)?;
+        // Of a group of its own: not of the host's, where all of it would be seen too.
+        mount(MsFlags::MS_PRIVATE)?;
+        mount(MsFlags::MS_SHARED)
+    }
+
+    /// Bind-mounts a directory or file of the host below the shared folder. `to` is relative, and
+    /// nothing there is the guest's yet: no link can be followed.
+    ///
+    /// # Errors
+    /// When `from` does not exist, or the kernel refuses.
+    pub fn share(&self, from: &Path, to: &Path, sharing: &Sharing) -> Result<(), StateError> {
+        let mount_error = |source: io::Error| StateError::Mount {
+            path: from.to_owned(),
+            source,
+        };
+        let is_directory = fs::metadata(from).map_err(mount_error)?.is_dir();
+        let target = self.shared().join(to);
+        let make_error = |source: io::Error| StateError::Make {
+            path: target.clone(),
+            source,
+        };
+        fs::create_dir_all(target.parent().unwrap_or(&target)).map_err(make_error)?;
+        if is_directory {
+            fs::create_dir(&target).map_err(make_error)?;
+        } else {
+            File::create_new(&target).map_err(make_error)?;
+        }
+        let mount = |flags| {
+            nix::mount::mount(Some(from), &target, None::<&str>, flags, None::<&str>)
+                .map_err(|e| mount_error(e.into()))
+        };
+        let depth = if sharing.recursive {
+            MsFlags::MS_REC
+        } else {
+            MsFlags::empty()
+        };
+        if let Some(maps) = &sharing.id_maps {
+            let mounted = idmap::bind(from, &target, maps, sharing.recursive);
+            mounted.map_err(|source| StateError::IdMap {
+                path: from.to_owned(),
+                source,
+            })?;
+        } else {
+            mount(MsFlags::MS_BIND | depth)?;
+        }
+        // Nothing that is mounted here later is to reach the host, but the host's mounts are to
+        // reach the guest.
+        mount(MsFlags::MS_SLAVE | MsFlags::MS_REC)?;
+        if sharing.read_only {
+            mount(MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY)?;
+        }
+        Ok(())
+    }
+
+    /// Undoes every [`StateDir::share`] below `to`. Nothing to do is no error.
+    ///
+    /// # Errors
+    /// When something stays mounted; then nothing is removed, for it would be the host's.
+    pub fn unshare(&self, to: &Path) -> Result<(), StateError> {
+        let target = self.shared().join(to);
+        unmount_below(&target)?;
+        match fs::remove_dir_all(&target) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StateError::Remove {
+                path: target,
+                source,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether something of others than container `id` is shared here.
+    #[must_use]
+    pub fn is_shared(&self, id: &str) -> bool {
+        let mut entries = fs::read_dir(self.shared()).into_iter().flatten().flatten();
+        entries.any(|entry| entry.file_name() != id)
     }
 
     /// Notes where the sandbox's shim listens, for containers that join it.
@@ -228,6 +361,61 @@ impl StateDir {
     }
 }
 
+/// Unmounts everything at or below `path`, the last mounted first. The folder `path` is in may be
+/// named through links, as `/var/run` is; `path` itself is not followed.
+///
+/// # Errors
+/// When the kernel refuses one.
+pub fn unmount_below(path: &Path) -> Result<(), StateError> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Ok(());
+    };
+    let Ok(parent) = parent.canonicalize() else {
+        // What is not there is no mount point.
+        return Ok(());
+    };
+    let path = &parent.join(name);
+    for point in mount_points(path).into_iter().rev() {
+        let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+        match nix::mount::umount2(&point, flags) {
+            // Gone with one that was mounted over it.
+            Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
+            Err(e) => {
+                return Err(StateError::Unmount {
+                    path: point,
+                    source: e.into(),
+                });
+            }
+        }
+    }
+    match mount_points(path).pop() {
+        None => Ok(()),
+        Some(path) => Err(StateError::Unmount {
+            path,
+            source: io::ErrorKind::ResourceBusy.into(),
+        }),
+    }
+}
+
+/// Mount points at or below `path`, in the order in which they were mounted.
+fn mount_points(path: &Path) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|point| PathBuf::from(unescape(point)))
+        .filter(|point| point.starts_with(path))
+        .collect()
+}
+
+/// proc(5): space, tab, newline and backslash stand as octal escapes.
+fn unescape(text: &str) -> String {
+    text.replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\012", "\n")
+        .replace("\\134", "\\")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,7 +429,7 @@ mod tests {
 
     #[test]
     fn names_that_lead_elsewhere_are_refused() {
-        for name in ["", ".", "..", ".a", "a/b", "/a"] {
+        for name in ["", ".", "..", "a/b", "/a"] {
             assert!(
                 StateDir::at(Path::new("/run/hull"), "default", name).is_err(),
                 "{name}"
@@ -291,5 +479,10 @@ mod tests {
         text.push_str(&format!("{own} 1\n999999999 5\ngarbage\n"));
         fs::write(noted, text).unwrap();
         assert_eq!(state.processes(), [ProcessIdentity::of(own).unwrap()]);
+    }
+
+    #[test]
+    fn mount_points_with_spaces_are_understood() {
+        assert_eq!(unescape(r"/a\040b\134c"), r"/a b\c");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use hull_tests::{Container, Host, command, wait};
+use hull_tests::{Container, Host, command};
 
 fn machines() -> usize {
     let pids = command("pidof", &["hull-vmm"], b"");
@@ -62,43 +62,6 @@ fn a_container_sees_the_processes_and_memory_of_the_one_that_it_joins() {
     assert_eq!(first.remove(), 137);
     assert_eq!(second.remove(), 137);
     stranger.end();
-}
-
-#[test]
-fn a_volume_that_two_containers_have_is_one_file_system_to_them() {
-    let host = Host::take();
-    let directory = tempfile::tempdir_in("/run").expect("make a volume");
-    let volume = format!(
-        "type=bind,src={},dst=/data,options=rbind:rw",
-        directory.path().display()
-    );
-    let with_volume = |name| host.container(name).options(&["--mount", &volume]);
-    let first = with_volume("first").start(&["flock", "/data/lock", "sleep", "1000"]);
-    let second = with_volume("second").joining(&first, &["ipc"]);
-    let second = second.start(&["sleep", "1000"]);
-    let stranger = with_volume("stranger").start(&["sleep", "1000"]);
-    let lock = |container: &Container<'_>, exec_id: &str| {
-        container
-            .exec(exec_id, &["flock", "-n", "/data/lock", "true"])
-            .status
-    };
-
-    wait::until("the lock is held", || {
-        (lock(&first, "own") == 1).then_some(())
-    });
-    assert_eq!(lock(&second, "locked"), 1);
-    assert_eq!(lock(&stranger, "unlocked"), 0, "as docs/limits.md says");
-    stranger.end();
-    let write = ["sh", "-c", "echo tide >/data/file"];
-    assert_eq!(second.exec("write", &write).status, 0);
-    assert_eq!(first.exec("read", &["cat", "/data/file"]).output(), "tide");
-
-    first.end();
-    assert_eq!(lock(&second, "free"), 0);
-    assert_eq!(second.exec("look", &["cat", "/data/file"]).output(), "tide");
-    let file = fs::read_to_string(directory.path().join("file"));
-    assert_eq!(file.unwrap(), "tide\n");
-    second.end();
 }
 
 #[test]

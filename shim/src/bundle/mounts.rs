@@ -8,7 +8,7 @@ use oci_spec::runtime::{Linux, LinuxIdMapping, Mount};
 
 use super::{Unsupported, unsupported};
 use crate::idmap::IdMaps;
-use crate::share::Sharing;
+use crate::state_dir::Sharing;
 
 /// Something of the host's that the guest mounts.
 #[derive(Debug, PartialEq, Eq)]

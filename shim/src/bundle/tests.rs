@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Capability, LinuxNamespaceType, Mount, Spec};
 
 use super::*;
-use crate::share::Sharing;
+use crate::state_dir::Sharing;
 
 /// A configuration such as `ctr` makes, with `change` merged in at the top.
 fn spec(change: &Value) -> Spec {

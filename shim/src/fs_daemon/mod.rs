@@ -67,7 +67,7 @@ pub fn start(program: &Path, state: &StateDir) -> Result<(Child, OwnedFd), FsDae
     let mut command = spawn::daemon(program, listener.into());
     command
         .arg(format!("--fd={}", spawn::DESCRIPTOR))
-        .arg(format!("--shared-dir={}", state.share().path().display()))
+        .arg(format!("--shared-dir={}", state.shared().display()))
         .args(["--sandbox=namespace", "--seccomp=kill"])
         // Each mount below is a file system of its own in the guest: inode numbers stay unique.
         .arg("--announce-submounts")

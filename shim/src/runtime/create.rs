@@ -30,7 +30,6 @@ use crate::spawn::Place;
 use crate::state_dir::StateDir;
 use crate::stdio::{Owner, Paths};
 use crate::supervise::Supervised;
-use crate::volumes::Volumes;
 
 /// Memory of the machine beyond the container's limit, for the guest's kernel and agent.
 const OVERHEAD_MIB: u64 = 128;
@@ -107,12 +106,9 @@ impl Runtime {
         state.create().map_err(|e| TaskError::failed(&e))?;
         let shared = state
             .note_address(&self.0.address)
-            .map_err(|e| TaskError::failed(&e))
-            .and_then(|()| state.share().open().map_err(|e| TaskError::failed(&e)));
-        // Of a machine that is over nothing is shown any more.
-        *self.volumes() = Volumes::default();
-        let shared = shared.and_then(|()| wanted.share(request, &state, &mut self.volumes()));
-        if let Err(error) = shared {
+            .and_then(|()| state.open_share())
+            .map_err(|e| TaskError::failed(&e));
+        if let Err(error) = shared.and_then(|()| wanted.share(request, &state)) {
             if let Err(e) = state.remove() {
                 warn!("clean up after a failed mount: {}", chain(&e));
             }
@@ -174,7 +170,7 @@ impl Runtime {
         let created = async {
             let noted = sandbox.state.note_member(&request.id);
             noted.map_err(|e| TaskError::failed(&e))?;
-            wanted.share(request, &sandbox.state, &mut self.volumes())?;
+            wanted.share(request, &sandbox.state)?;
             let (pause, network) = stand_in(sandbox, &wanted.guest.network, others).await?;
             let container = self.create_in(sandbox, request, wanted, pause.pid).await;
             match container {
@@ -192,8 +188,7 @@ impl Runtime {
                 Ok(self.adopt(request, sandbox, container, bound, host_side))
             }
             Err(error) => {
-                let share = sandbox.state.share();
-                if let Err(e) = rootfs::unshare(&share, &mut self.volumes(), &request.id) {
+                if let Err(e) = rootfs::unshare(&sandbox.state, &request.id) {
                     warn!("clean up after a failed create: {}", chain(&e));
                 }
                 sandbox.state.forget_member(&request.id);
@@ -267,15 +262,9 @@ impl Wanted {
     }
 
     /// Mounts the root file system and shows it to the guest, with the volumes.
-    fn share(
-        &self,
-        request: &CreateTaskRequest,
-        state: &StateDir,
-        shown: &mut Volumes,
-    ) -> Result<()> {
-        let (id, volumes) = (&request.id, &self.guest.volumes);
+    fn share(&self, request: &CreateTaskRequest, state: &StateDir) -> Result<()> {
         let shared = rootfs::mount(&request.rootfs, &self.bundle.join("rootfs"))
-            .and_then(|()| rootfs::share((&state.share(), shown), id, &self.root, volumes));
+            .and_then(|()| rootfs::share(state, &request.id, &self.root, &self.guest.volumes));
         shared.map_err(|e| TaskError::failed(&e))
     }
 }

@@ -58,8 +58,7 @@ impl Runtime {
         if let Some(machine) = &machine {
             // Others go on in it.
             forget_inside(machine, id, "").await;
-            let unshared = rootfs::unshare(&machine.state.share(), &mut self.volumes(), id);
-            unshared.map_err(|e| TaskError::failed(&e))?;
+            rootfs::unshare(&machine.state, id).map_err(|e| TaskError::failed(&e))?;
         }
         self.release(id).await;
         let (state, bundle, hooks, subject) = {

@@ -37,7 +37,6 @@ use crate::events::{Events, TaskEvent};
 use crate::ports::Ports;
 use crate::stats;
 use crate::stdio::{self, Owner, Paths};
-use crate::volumes::Volumes;
 
 /// How long the agent may take to answer. It is the guest's, so that nothing may hang on it.
 const AGENT_PATIENCE: Duration = Duration::from_secs(60);
@@ -62,8 +61,6 @@ struct Core {
     turn: Mutex<()>,
     /// Who there is; held for one look-up or change, never across a wait.
     members: StdMutex<Members>,
-    /// What the machine's containers are shown; of Create and Delete, who take turns.
-    volumes: StdMutex<Volumes>,
 }
 
 /// What State answers.
@@ -97,7 +94,6 @@ impl Runtime {
             shutdown,
             turn: Mutex::new(()),
             members: StdMutex::default(),
-            volumes: StdMutex::default(),
         }))
     }
 
@@ -360,11 +356,6 @@ impl Runtime {
 
     fn members(&self) -> MutexGuard<'_, Members> {
         let locked = self.0.members.lock();
-        locked.unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn volumes(&self) -> MutexGuard<'_, Volumes> {
-        let locked = self.0.volumes.lock();
         locked.unwrap_or_else(PoisonError::into_inner)
     }
 
