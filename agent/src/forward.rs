@@ -1,6 +1,6 @@
 //! Port forwards: what a client of the host's sends, to a port of the container's and back.
 //!
-//! A container's network is the machine's, so its ports are reached from here. The service is
+//! A socket is made in the container's network namespace and used from here. The service is
 //! connected to before the host is told, so that nobody's connection is taken for nothing.
 //!
 //! Threat: the service, which is a container's. It may stop reading, stop writing or never end; a
@@ -12,10 +12,11 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use agent_protocol::datagram;
 use futures::{SinkExt, StreamExt};
 use tokio::io::copy_bidirectional;
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio_vsock::VsockStream;
 
 use crate::host::Host;
+use crate::network::Namespace;
 
 /// What is forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,7 @@ pub enum ForwardError {
 /// Both of `ForwardError`.
 pub async fn forward(
     host: Host,
+    network: &Namespace,
     protocol: Protocol,
     port: u16,
     host_port: u32,
@@ -67,12 +69,11 @@ pub async fn forward(
     };
     match protocol {
         Protocol::Tcp => {
-            let service = TcpStream::connect(&loopbacks(port)[..]).await;
-            let service = service.map_err(no_service)?;
+            let service = tcp(network, port).await.map_err(no_service)?;
             tokio::spawn(connection(service, dial().await?));
         }
         Protocol::Udp => {
-            let service = udp(port).await.map_err(no_service)?;
+            let service = udp(network, port).await.map_err(no_service)?;
             tokio::spawn(datagrams(service, dial().await?));
         }
     }
@@ -96,26 +97,34 @@ async fn connection(mut service: TcpStream, mut host: VsockStream) {
     }
 }
 
+/// A connection to the service, on 127.0.0.1 or else on ::1.
+async fn tcp(network: &Namespace, port: u16) -> io::Result<TcpStream> {
+    let [v4, v6] = loopbacks(port);
+    match network.inside(TcpSocket::new_v4)?.connect(v4).await {
+        Ok(service) => Ok(service),
+        Err(_) => network.inside(TcpSocket::new_v6)?.connect(v6).await,
+    }
+}
+
 /// A socket whose peer is the service. A datagram socket connects to anything, so whether 127.0.0.1
 /// or ::1 is right shows in the kernel's tables.
-async fn udp(port: u16) -> io::Result<UdpSocket> {
-    let listening = |table: &str, port: u16| {
-        let table = std::fs::read_to_string(table).unwrap_or_default();
-        listens(&table, port)
-    };
+async fn udp(network: &Namespace, port: u16) -> io::Result<UdpSocket> {
     let [v4, v6] = loopbacks(port);
-    let peer = match (
-        listening("/proc/net/udp", port),
-        listening("/proc/net/udp6", port),
-    ) {
-        (false, true) => v6,
-        _ => v4,
+    // The table is that of the thread which opens it.
+    let listening = |table: &str| {
+        let table = std::fs::read_to_string(format!("/proc/thread-self/net/{table}"));
+        listens(&table.unwrap_or_default(), port)
     };
-    let local: SocketAddr = match peer {
-        SocketAddr::V4(_) => (Ipv4Addr::LOCALHOST, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::LOCALHOST, 0).into(),
-    };
-    let socket = UdpSocket::bind(local).await?;
+    let (socket, peer) = network.inside(|| {
+        let (local, peer) = if !listening("udp") && listening("udp6") {
+            (SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), v6)
+        } else {
+            (SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), v4)
+        };
+        let socket = std::net::UdpSocket::bind(local)?;
+        socket.set_nonblocking(true)?;
+        Ok((UdpSocket::from_std(socket)?, peer))
+    })?;
     socket.connect(peer).await?;
     Ok(socket)
 }

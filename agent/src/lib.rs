@@ -80,7 +80,7 @@ where
         host,
         containers: Containers::new(host, reaper, Arc::clone(&events)),
         shares: Arc::new(Shares::default()),
-        network: Arc::default(),
+        networks: Arc::default(),
         events,
         stopped: Arc::clone(&stopped),
     };

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use agent_protocol::{
     Agent, ContainerId, CreateRequest, CreateResponse, Empty, Event, ExecRequest, ForwardRequest,
-    HelloRequest, HelloResponse, NetworkRequest, PROTOCOL_VERSION, PidsResponse, Process,
-    ProcessId, ResizeRequest, SignalRequest, StartResponse, StatsResponse, Stdio, UpdateRequest,
+    HelloRequest, HelloResponse, NetworkId, NetworkRequest, PROTOCOL_VERSION, PidsResponse,
+    Process, ProcessId, ResizeRequest, SignalRequest, StartResponse, StatsResponse, Stdio,
+    UpdateRequest,
 };
 use async_trait::async_trait;
 use tokio::sync::Notify;
@@ -23,7 +24,7 @@ use crate::error_chain;
 use crate::events::Events;
 use crate::forward::{self, ForwardError, Protocol};
 use crate::host::Host;
-use crate::network::Network;
+use crate::network::Networks;
 use crate::shares::Shares;
 use crate::stdio::{Ports, StdioError};
 
@@ -36,8 +37,8 @@ pub struct Service {
     pub containers: Containers,
     /// The host's directories.
     pub shares: Arc<Shares>,
-    /// The network cards.
-    pub network: Arc<Network>,
+    /// Where the network cards are.
+    pub networks: Arc<Networks>,
     /// What happened.
     pub events: Arc<Events>,
     /// Told once everything is stopped.
@@ -172,10 +173,17 @@ impl Agent for Service {
     }
 
     async fn configure(&self, _: &TtrpcContext, req: NetworkRequest) -> ttrpc::Result<Empty> {
-        match self.network.configure(&req).await {
-            Ok(()) => Ok(Empty::default()),
-            Err(error) => Err(internal(error)),
-        }
+        // Of a network that is known its first container may be gone.
+        let namespace = self.containers.network(&req.container_id).ok();
+        let configured = self.networks.configure(&req, namespace).await;
+        configured.map_err(internal)?;
+        Ok(Empty::default())
+    }
+
+    async fn disconnect(&self, _: &TtrpcContext, req: NetworkId) -> ttrpc::Result<Empty> {
+        let disconnected = self.networks.disconnect(req.network).await;
+        disconnected.map_err(internal)?;
+        Ok(Empty::default())
     }
 
     async fn forward(&self, _: &TtrpcContext, req: ForwardRequest) -> ttrpc::Result<Empty> {
@@ -185,7 +193,9 @@ impl Agent for Service {
             Err(_) => return Err(invalid("no such protocol")),
         };
         let port = u16::try_from(req.port).map_err(|_| invalid("no such port"))?;
-        match forward::forward(self.host, protocol, port, req.host_port).await {
+        let network = self.containers.network(&req.container_id);
+        let network = network.map_err(|error| failure(&error))?;
+        match forward::forward(self.host, &network, protocol, port, req.host_port).await {
             Ok(()) => Ok(Empty::default()),
             Err(error @ ForwardError::Service { .. }) => {
                 Err(status(Code::UNAVAILABLE, error_chain(&error)))

@@ -32,6 +32,15 @@ pub enum GroupingError {
     /// It is not there.
     #[error("the container belongs to pod sandbox {0:?}, which does not run on Hull")]
     NoSandbox(String),
+    /// Namespaces of two machines.
+    #[error(
+        "linux.namespaces[{kind}].path: it belongs to another virtual machine than the other namespaces \
+         that the container joins; join those of one machine's containers"
+    )]
+    TwoMachines {
+        /// The type of one of them.
+        kind: LinuxNamespaceType,
+    },
     /// Its name.
     #[error(transparent)]
     State(#[from] StateError),
@@ -40,7 +49,7 @@ pub enum GroupingError {
 /// The sandbox that a container with this configuration joins, if it joins one.
 ///
 /// # Errors
-/// When the sandbox that it names is not there.
+/// When the sandbox that it names is not there, or it names two.
 pub fn sandbox(
     spec: &Spec,
     state: &Path,
@@ -63,16 +72,22 @@ pub fn sandbox(
     if named.is_empty() {
         return Ok(None);
     }
-    let sandboxes = StateDir::all(state, namespace);
-    let mut found = sandboxes.into_iter().filter(|sandbox| {
+    let mut joined = None;
+    for sandbox in StateDir::all(state, namespace) {
+        if sandbox.address().is_none() {
+            continue;
+        }
         let processes = sandbox.processes();
         let pids: Vec<u32> = processes.iter().map(|process| process.pid).collect();
-        sandbox.address().is_some()
-            && named
-                .iter()
-                .any(|(kind, path)| owner(*kind, path, &pids).is_some())
-    });
-    Ok(found.next())
+        let mut owned = named.iter();
+        if let Some((kind, _)) = owned.find(|(kind, path)| owner(*kind, path, &pids).is_some()) {
+            if joined.is_some() {
+                return Err(GroupingError::TwoMachines { kind: *kind });
+            }
+            joined = Some(sandbox);
+        }
+    }
+    Ok(joined)
 }
 
 /// The process, of those given, whose namespace the path names.
@@ -81,9 +96,11 @@ pub fn owner(kind: LinuxNamespaceType, path: &Path, pids: &[u32]) -> Option<u32>
     if let Some((pid, file)) = process_of(path) {
         // A type is written as its file is called (namespaces(7)).
         let is_of_kind = file == kind.to_string();
-        return (is_of_kind && pids.contains(&pid)).then_some(pid);
+        if is_of_kind && pids.contains(&pid) {
+            return Some(pid);
+        }
     }
-    // Only a network's has a path beside that of a process: the machine is in it.
+    // Only a network's has other paths, too: the machine, or a container's process, is in it.
     if kind != LinuxNamespaceType::Network {
         return None;
     }
@@ -164,6 +181,32 @@ mod tests {
         assert_eq!(joined(&root, "sea", &of_another_type), None);
         assert_eq!(joined(&root, "sea", &with("/proc/1/ns/ipc".into())), None);
         assert_eq!(joined(&root, "sea", &with("/run/ipc".into())), None);
+    }
+
+    #[test]
+    fn namespaces_of_two_machines_cannot_be_joined_at_once() {
+        let (root, _state) = running();
+        let mut sleeper = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        let other = StateDir::at(root.path(), "sea", "ebb").unwrap();
+        other.create().unwrap();
+        other.note_process(sleeper.id()).unwrap();
+        other.note_address("unix:///ebb").unwrap();
+
+        let both = spec(&json!({ "linux": { "namespaces": [
+            { "type": "ipc", "path": format!("/proc/{}/ns/ipc", std::process::id()) },
+            { "type": "uts", "path": format!("/proc/{}/ns/uts", sleeper.id()) },
+        ] } }));
+        let error = sandbox(&both, root.path(), "sea").unwrap_err();
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+
+        assert!(
+            matches!(error, GroupingError::TwoMachines { .. }),
+            "{error}"
+        );
     }
 
     #[test]

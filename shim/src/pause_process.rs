@@ -1,17 +1,15 @@
-//! The process that stands on the host for a container which joins a running machine: in its network
-//! namespace, with a pid of its own to tell containerd. (For a machine's first container it is
+//! The process that stands on the host for a container which joins a running machine: in the
+//! container's network namespace, with a pid of its own to tell containerd. (For a machine's first container it is
 //! hull-vmm.)
 //!
 //! It is this program again, started with the one argument [`ARGUMENT`]; it does nothing.
 
-use std::fs::File;
 use std::io;
 use std::process::Stdio;
 
-use nix::sched::{CloneFlags, setns};
 use tokio::process::{Child, Command};
 
-use crate::spawn::spawn_from_thread;
+use crate::spawn::{Place, spawn_from_thread};
 
 /// Makes a shim a pause process.
 pub const ARGUMENT: &str = "pause";
@@ -25,11 +23,11 @@ pub struct PauseError {
     source: io::Error,
 }
 
-/// Starts one in a network namespace.
+/// Starts one whose network is there.
 ///
 /// # Errors
 /// When it cannot be started, or may not be in the namespace.
-pub fn start(namespace: &File) -> Result<Child, PauseError> {
+pub fn start(network: &Place<'_>) -> Result<Child, PauseError> {
     let error = |what| move |source| PauseError { what, source };
     let mut command = Command::new("/proc/self/exe");
     command
@@ -39,8 +37,9 @@ pub fn start(namespace: &File) -> Result<Child, PauseError> {
         .stderr(Stdio::null())
         .kill_on_drop(true);
     let enter = || {
-        let entered = setns(namespace, CloneFlags::CLONE_NEWNET);
-        entered.map_err(|e| error("enter the network namespace")(e.into()))
+        network
+            .enter()
+            .map_err(error("enter the network namespace"))
     };
     spawn_from_thread(&mut command, enter, error("run this program"))
 }

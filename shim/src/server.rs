@@ -86,13 +86,18 @@ async fn start(flags: &Flags) -> anyhow::Result<()> {
     answered.context("tell containerd the shim's address")
 }
 
-/// Where the shim of the sandbox listens that the container joins, if it joins one.
+/// Where the shim of the sandbox listens that the container joins, if it joins one: as a rule because
+/// its configuration says so; or it was the first of a machine in which others are left.
 fn joined(flags: &Flags) -> anyhow::Result<Option<String>> {
     let bundle = std::env::current_dir().context("find the bundle")?;
     // What may be wrong with either is Create's to say.
     let (Ok(config), Ok(spec)) = (Config::load(), bundle::load(&bundle)) else {
         return Ok(None);
     };
+    let former = StateDir::at(&config.state, &flags.namespace, &flags.id)?;
+    if let Some(address) = former.address().filter(|address| is_served(address)) {
+        return Ok(Some(address));
+    }
     let sandbox = grouping::sandbox(&spec, &config.state, &flags.namespace)?;
     Ok(sandbox.and_then(|sandbox| sandbox.address()))
 }
@@ -123,10 +128,8 @@ async fn delete(flags: &Flags) -> anyhow::Result<()> {
     let own = StateDir::at(&config.state, &flags.namespace, &flags.id)?;
     let state = own.sandbox();
     let socket = std::fs::read_to_string(bundle.join(ADDRESS_FILE)).ok();
-    let socket = socket.map(|address| socket_path(address.trim()));
-    let served = socket
-        .as_ref()
-        .is_some_and(|socket| UnixStream::connect(socket).is_ok());
+    let served = socket.as_deref().is_some_and(is_served);
+    let socket = socket.map(|address| socket_path(&address));
     if served && state.is_shared(&flags.id) {
         // containerd asks, too, when the first container is deleted and its machine goes on.
         rootfs::unmount(&bundle.join("rootfs"))?;
@@ -221,7 +224,13 @@ fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Whether a shim listens there.
+fn is_served(address: &str) -> bool {
+    UnixStream::connect(socket_path(address)).is_ok()
+}
+
 fn socket_path(address: &str) -> PathBuf {
+    let address = address.trim();
     address.strip_prefix("unix://").unwrap_or(address).into()
 }
 

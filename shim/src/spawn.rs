@@ -1,5 +1,6 @@
 //! Children that are born somewhere else than their parent is, and what all of them are given.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -7,10 +8,38 @@ use std::process::Stdio;
 use std::thread;
 
 use command_fds::{CommandFdExt, FdMapping};
+use nix::sched::{CloneFlags, setns, unshare};
 use tokio::process::{Child, Command};
 
 /// Number of the one descriptor that a [`daemon`] inherits.
 pub const DESCRIPTOR: i32 = 3;
+
+/// The network namespace that a process is born in.
+#[derive(Debug, Clone, Copy)]
+pub enum Place<'a> {
+    /// One that nobody else is in.
+    New,
+    /// The namespace at this path.
+    At(&'a Path),
+    /// This namespace.
+    In(&'a File),
+}
+
+impl Place<'_> {
+    /// Moves this thread there.
+    ///
+    /// # Errors
+    /// What the kernel says: it is no network namespace, for one.
+    pub fn enter(&self) -> io::Result<()> {
+        let enter = |namespace: &File| setns(namespace, CloneFlags::CLONE_NEWNET);
+        let entered = match self {
+            Self::New => unshare(CloneFlags::CLONE_NEWNET),
+            Self::At(path) => enter(&File::open(path)?),
+            Self::In(namespace) => enter(namespace),
+        };
+        Ok(entered?)
+    }
+}
 
 /// A program that speaks over one descriptor, [`DESCRIPTOR`], and has a log, its standard error. It
 /// ends with the handle of its process.

@@ -259,13 +259,16 @@ impl StateDir {
     }
 
     /// Notes that container `id` has joined the sandbox, so that its part is found after a crash: a
-    /// link beside the folder.
+    /// link beside the folder. For the container that the folder is named after nothing is to be noted.
     ///
     /// # Errors
     /// When it cannot be noted.
     pub fn note_member(&self, id: &str) -> Result<(), StateError> {
         let path = self.path.with_file_name(id);
         let name = self.path.file_name().unwrap_or_default();
+        if name == id {
+            return Ok(());
+        }
         std::os::unix::fs::symlink(name, &path).map_err(|source| StateError::Make { path, source })
     }
 
@@ -458,6 +461,7 @@ mod tests {
         assert_eq!(all.len(), 1, "{all:?}");
         ebb.remove().unwrap();
         assert!(state.path().exists());
+        state.note_member("tide").unwrap();
         state.note_member("ebb").unwrap();
         state.forget_member("ebb");
         state.forget_member("tide");

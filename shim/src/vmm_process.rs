@@ -4,7 +4,6 @@
 //! Its process keeps the namespace alive, and its pid is the one that containerd is told: dockerd
 //! finds the container's network at `/proc/PID/ns/net`.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -16,7 +15,7 @@ use tokio::process::Child;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use vmm_control::{Channel, Event, ReceiveError, Request, SendError, VmConfig};
 
-use crate::spawn::{self, spawn_from_thread};
+use crate::spawn::{self, Place, spawn_from_thread};
 
 /// Events that may wait: a VMM that says more is itself made to wait.
 const BACKLOG: usize = 64;
@@ -152,13 +151,8 @@ fn enter(network: Option<&Path>) -> Result<(), VmmError> {
     // has no children, and of signals it ignores only what others in there could send.
     let pids = nix::sched::unshare(CloneFlags::CLONE_NEWPID);
     pids.map_err(|e| VmmError::PidNamespace(e.into()))?;
-    let entered = match network {
-        Some(path) => {
-            File::open(path).and_then(|file| Ok(nix::sched::setns(file, CloneFlags::CLONE_NEWNET)?))
-        }
-        None => nix::sched::unshare(CloneFlags::CLONE_NEWNET).map_err(Into::into),
-    };
-    entered.map_err(|source| VmmError::Namespace {
+    let place = network.map_or(Place::New, Place::At);
+    place.enter().map_err(|source| VmmError::Namespace {
         path: network.unwrap_or(Path::new("(new)")).to_owned(),
         source,
     })

@@ -45,6 +45,26 @@ fn ask(address: &str, sent: &[u8]) -> Option<Vec<u8>> {
 }
 
 #[test]
+fn a_container_that_has_joined_another_is_reached_in_its_own_network() {
+    let host = Host::take();
+    let first = host.container("first").start(&["sleep", "1000"]);
+    let joined = host
+        .container("joined")
+        .joining(&first, &["ipc"])
+        .options(&["--annotation", "io.hull.port-forward=127.0.0.1:8080:80"])
+        .start(&["nc", "-ll", "-p", "80", "-e", "hostname"]);
+
+    let answer = wait::until("the service listens", || {
+        ask("127.0.0.1:8080", b"").filter(|answer| !answer.is_empty())
+    });
+
+    let name = joined.exec("name", &["hostname"]);
+    assert_eq!(String::from_utf8_lossy(&answer).trim(), name.output());
+    joined.end();
+    first.end();
+}
+
+#[test]
 fn connections_reach_the_container_whole_many_at_once_and_half_closed() {
     let host = Host::take();
     let script =

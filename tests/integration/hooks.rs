@@ -64,6 +64,32 @@ fn a_hook_that_fails_before_the_container_runs_is_the_error() {
     }
 }
 
+/// runtime.md "Lifecycle", 7: "the runtime MUST generate an error, stop the container, and continue
+/// the lifecycle at" its end.
+#[test]
+fn a_start_container_hook_that_fails_ends_the_container() {
+    let host = Host::take();
+    let bundle = Bundle::new(&host);
+    let log = bundle.path("log");
+    let mut spec = bundle.spec();
+    spec["process"]["args"] = json!(["/bin/touch", "/ran"]);
+    spec["hooks"] = json!({
+        "startContainer": [{ "path": "/bin/sh", "args": ["sh", "-c", "exit 3"] }],
+        "poststart": [bundle.hook("poststart", &appends(&log, "poststart"))],
+        "poststop": [bundle.hook("poststop", &appends(&log, "poststop"))],
+    });
+    let container = bundle.container(&host, "hooked", &spec);
+
+    let started = container.try_start(&[]);
+
+    assert_eq!(started.status, 1, "{started:#?}");
+    assert!(started.stderr.contains("hook"), "{started:#?}");
+    container.wait_until_stopped();
+    assert!(!bundle.path("rootfs/ran").exists(), "its process has run");
+    container.remove();
+    assert_eq!(bundle.take_log(), ["poststop stopped"]);
+}
+
 #[test]
 fn a_poststop_hook_runs_even_when_the_shim_was_killed() {
     let host = Host::take();

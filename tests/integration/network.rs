@@ -3,9 +3,10 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::thread;
 
-use hull_tests::{Finished, Host, command, wait};
+use hull_tests::{Container, Finished, Host, command, wait};
 
 /// A namespace with one end of a veth pair, as CNI's bridge plugin would make it; the host has the
 /// other. Gone when dropped.
@@ -85,16 +86,19 @@ fn a_container_has_the_interfaces_of_its_namespace() {
         assert!(said.contains(expected), "no {expected:?} in: {said}");
     }
     assert_eq!(said.matches("1 packets received").count(), 2, "{said}");
-    // The namespace is as it was: its own interface works again, and nothing of Hull's is in it.
-    let left = ip("-n hull-test link").stdout + &command_in(&namespace, "tc qdisc").stdout;
+    assert_as_before(&namespace);
+}
+
+/// The namespace's own interface works again, and nothing of Hull's is in it.
+#[track_caller]
+fn assert_as_before(namespace: &Namespace) {
+    let left = ip("-n hull-test link").stdout + &command_in(namespace, "tc qdisc").stdout;
     assert!(
         !left.contains("hull0") && !left.contains("ingress"),
         "{left}"
     );
-    assert_eq!(
-        command_in(&namespace, "ping -c 1 -W 10 192.0.2.1").status,
-        0
-    );
+    let ping = command_in(namespace, "ping -c 1 -W 10 192.0.2.1");
+    assert_eq!(ping.status, 0, "{ping:#?}");
 }
 
 #[test]
@@ -186,6 +190,102 @@ fn a_namespace_serves_one_container_after_another() {
         });
         assert_eq!(served, "192.0.2.7");
     }
+}
+
+#[test]
+fn root_of_a_user_namespace_has_its_network() {
+    let host = Host::take();
+    let namespace = Namespace::with_veth("hull-test");
+
+    let script = "ip addr show eth7; ip link set eth7 mtu 1280 && cat /sys/class/net/eth7/mtu; \
+                  ping -c 1 -W 10 192.0.2.1";
+    let run = host
+        .container("mapped")
+        .options(&["--uidmap", "0:1000:5000", "--gidmap", "0:2000:5000"])
+        .options(&[
+            "--cap-add",
+            "CAP_NET_ADMIN",
+            "--with-ns",
+            &namespace.option(),
+        ])
+        .run(&["sh", "-c", script]);
+
+    let said = run.output();
+    for expected in ["inet 192.0.2.7/24", "1280", "1 packets received"] {
+        assert!(said.contains(expected), "no {expected:?} in: {run:#?}");
+    }
+    assert_as_before(&namespace);
+}
+
+#[test]
+fn a_container_that_joins_another_but_not_its_network_has_its_own() {
+    let host = Host::take();
+    let namespace = Namespace::with_veth("hull-test");
+    let first = host.container("first").start(&["sleep", "1000"]);
+
+    for name in ["second", "third"] {
+        let joined = host
+            .container(name)
+            .joining(&first, &["pid"])
+            .options(&["--with-ns", &namespace.option()])
+            .start(&["sleep", "1000"]);
+        let link = |container: &Container<'_>, kind: &str| {
+            let path = format!("/proc/self/ns/{kind}");
+            let link = container.exec(kind, &["readlink", &path]);
+            link.output().to_owned()
+        };
+        assert_eq!(link(&joined, "pid"), link(&first, "pid"));
+        assert_ne!(link(&joined, "net"), link(&first, "net"));
+        let on_the_host = fs::metadata(format!("/proc/{}/ns/net", joined.pid()));
+        let given = fs::metadata("/run/netns/hull-test").unwrap();
+        assert_eq!(on_the_host.unwrap().ino(), given.ino());
+        let script = "ip addr show eth7; ip addr show lo; ping -c 1 -W 10 2001:db8::1";
+        let looked = joined.exec("look", &["sh", "-c", script]);
+        for expected in [
+            "inet 192.0.2.7/24",
+            "02:00:5e:10:00:07",
+            "inet 127.0.0.1/8",
+            "1 packets received",
+        ] {
+            let said = looked.output();
+            assert!(said.contains(expected), "no {expected:?} in: {looked:#?}");
+        }
+        let others = first.exec("others", &["ip", "addr"]);
+        assert!(!others.output().contains("192.0.2.7"), "{others:#?}");
+
+        joined.end();
+        // What is left of the machine does not hold what was its.
+        assert_as_before(&namespace);
+    }
+    first.end();
+}
+
+#[test]
+fn a_machines_first_container_comes_back_with_its_network_while_others_are_in_it() {
+    let host = Host::take();
+    let namespace = Namespace::with_veth("hull-test");
+    let first = |host| {
+        Host::container(host, "first")
+            .options(&["--with-ns", &namespace.option()])
+            .start(&["sleep", "1000"])
+    };
+    let before = first(&host);
+    let other = host.container("other").joining(&before, &["ipc"]);
+    let other = other.start(&["sleep", "1000"]);
+    assert_eq!(before.end(), 137);
+    assert_as_before(&namespace);
+
+    let again = first(&host);
+    let looked = again.exec("look", &["ping", "-c", "1", "-W", "10", "192.0.2.1"]);
+    assert_eq!(looked.status, 0, "{looked:#?}");
+    let machines = command("pidof", &["hull-vmm"], b"");
+    assert_eq!(machines.stdout.split_whitespace().count(), 1);
+    assert_ne!(again.pid().to_string(), machines.stdout.trim());
+
+    assert_eq!(other.end(), 137);
+    assert_eq!(again.exec("still", &["echo", "here"]).output(), "here");
+    assert_eq!(again.end(), 137);
+    assert_as_before(&namespace);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use hull_tests::{Host, command};
+use hull_tests::{Container, Host, command};
 
 fn machines() -> usize {
     let pids = command("pidof", &["hull-vmm"], b"");
@@ -75,6 +75,35 @@ fn the_machine_stays_for_those_that_are_left_in_it() {
     assert_eq!(second.exec("still", &["echo", "here"]).output(), "here");
     second.kill("SIGTERM");
     second.end();
+    assert_eq!(machines(), 0);
+}
+
+#[test]
+fn the_first_container_comes_back_while_others_are_in_its_machine() {
+    let host = Host::take();
+    let first = host.container("first").start(&["sleep", "1000"]);
+    let second = host.container("second").joining(&first, &["network"]);
+    let second = second.start(&["sleep", "1000"]);
+    first.end();
+
+    for _ in 0..2 {
+        let again = host.container("first").start(&["sleep", "1000"]);
+        assert_eq!(machines(), 1);
+        assert_eq!(again.exec("look", &["echo", "back"]).output(), "back");
+        let network = |container: &Container<'_>| {
+            let link = container.exec("net", &["readlink", "/proc/self/ns/net"]);
+            link.output().to_owned()
+        };
+        assert_ne!(network(&again), network(&second), "it is a new one");
+        assert_eq!(again.end(), 137);
+    }
+    let refused = host.container("first").run(&["/no/such/program"]);
+    assert_ne!(refused.status, 0, "{refused:#?}");
+    let _ = host.ctr(&["container", "rm", "first"]);
+    let last = host.container("first").start(&["sleep", "1000"]);
+    second.end();
+    assert_eq!(last.exec("still", &["echo", "here"]).output(), "here");
+    last.end();
     assert_eq!(machines(), 0);
 }
 

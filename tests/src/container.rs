@@ -119,9 +119,15 @@ impl<'a> Container<'a> {
     /// When it does not start.
     #[track_caller]
     pub fn start(self, args: &[&str]) -> Self {
-        let started = command("ctr", &self.words(&["--detach"], args), self.stdin);
+        let started = self.try_start(args);
         assert_eq!(started.status, 0, "{started:#?}");
         self
+    }
+
+    /// As [`Container::start`], whatever comes of it; `ctr` leaves a task whose Start has failed.
+    #[must_use]
+    pub fn try_start(&self, args: &[&str]) -> Finished {
+        command("ctr", &self.words(&["--detach"], args), self.stdin)
     }
 
     /// Runs a further command in it (`ctr task exec`).

@@ -1,25 +1,13 @@
-//! A tap with its descriptor, as the shim would hand it to the VMM.
-#![expect(
-    unsafe_code,
-    reason = "TUNSETIFF has no safe wrapper in a library we use"
-)]
+//! A tap with its descriptor, as the shim hands it to the VMM.
 
-use std::fs::{File, OpenOptions};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use nix::libc;
-
-nix::ioctl_write_ptr_bad!(
-    /// `TUNSETIFF` of `<linux/if_tun.h>`.
-    tun_set_iff,
-    libc::TUNSETIFF,
-    libc::ifreq
-);
+use hull_shim::network::tap;
 
 /// A tap that lives as long as its descriptor.
 #[derive(Debug)]
 pub struct Tap {
-    file: File,
+    descriptor: OwnedFd,
     name: String,
 }
 
@@ -30,35 +18,16 @@ impl Tap {
     /// When the kernel refuses it.
     #[must_use]
     pub fn up(name: &str, address: &str) -> Self {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/net/tun")
-            .expect("open /dev/net/tun; is the module tun loaded?");
-        // SAFETY: an ifreq is plain data, for which all zeroes is a valid value.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        assert!(
-            name.len() < request.ifr_name.len(),
-            "{name} is too long for an interface"
-        );
-        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-            *to = from.cast_signed();
-        }
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        request.ifr_ifru.ifru_flags = i16::try_from(flags).expect("the flags fit");
-        // SAFETY: the descriptor is open, and the request outlives the call, which only reads it.
-        unsafe { tun_set_iff(file.as_raw_fd(), &raw const request) }.expect("TUNSETIFF");
+        let created = tap::create(name);
+        let (descriptor, name) = created.expect("make a tap; is the module tun loaded?");
         for words in [
-            ["address", "add", address, "dev", name].as_slice(),
-            ["link", "set", name, "up"].as_slice(),
+            ["address", "add", address, "dev", &name].as_slice(),
+            ["link", "set", &name, "up"].as_slice(),
         ] {
             let done = crate::command("ip", words, b"");
             assert_eq!(done.status, 0, "{done:#?}");
         }
-        Self {
-            file,
-            name: name.to_owned(),
-        }
+        Self { descriptor, name }
     }
 
     /// The interface's name on the host.
@@ -70,6 +39,6 @@ impl Tap {
 
 impl From<Tap> for OwnedFd {
     fn from(tap: Tap) -> Self {
-        tap.file.into()
+        tap.descriptor
     }
 }

@@ -16,6 +16,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
 use super::block_volumes;
+use super::device_nodes;
 use super::diary;
 use super::launch::Launcher;
 use super::namespaces::UserNamespace;
@@ -24,6 +25,7 @@ use super::user_namespace;
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::error_chain;
 use crate::host::Host;
+use crate::network::Namespace;
 use crate::operation::{self, OperationError};
 use crate::reaper::{Exit, Reaper};
 use crate::stdio::{Ports, StdioError, Streams, Terminal};
@@ -61,6 +63,9 @@ pub enum CreateError {
     /// The guest is out of something.
     #[error("create a pipe")]
     Pipe(#[source] io::Error),
+    /// The container's network.
+    #[error("bring up the loopback interface of the container")]
+    Loopback(#[source] io::Error),
     /// libcontainer's failure.
     #[error(transparent)]
     Operation(#[from] OperationError),
@@ -214,9 +219,9 @@ async fn try_create(
     if let UserNamespace::Own(maps) = &plan.user_namespace {
         user_namespace::create(reaper, id, maps).await?;
     }
-    // In the container's network namespace, if it has just got one of its own.
     set_network_sysctls(plan)?;
     block_volumes::mount_all(reaper, &plan.block_volumes).await?;
+    make_device_nodes(reaper, plan).await?;
 
     // The init may end before its process id has come back.
     let _expectation = reaper.expect();
@@ -242,6 +247,7 @@ async fn try_create(
     };
 
     let exit = reaper.exit_of(pid);
+    bring_up_loopback(pid).map_err(CreateError::Loopback)?;
     let terminal = streams.start()?;
     Ok(Created {
         pid,
@@ -323,6 +329,21 @@ pub(super) fn builder(
             .with_stderr(own(&ends[2])?),
         Streams::Terminal(console) => builder.with_console_socket(Some(console.path())),
     })
+}
+
+/// Of the container's network, which may be new: libcontainer leaves it down.
+fn bring_up_loopback(init: i32) -> io::Result<()> {
+    Namespace::of(init)?.inside(sys::bring_up_loopback)
+}
+
+async fn make_device_nodes(reaper: &Reaper, plan: &Plan) -> Result<(), OperationError> {
+    if plan.device_nodes.is_empty() {
+        return Ok(());
+    }
+    let root = plan.spec.root().as_ref();
+    let root = root.expect("planned with a root").path();
+    let make = || device_nodes::make(root, &plan.device_nodes).map_err(|e| error_chain(&e));
+    operation::run(reaper, "make devices", &[], make).await
 }
 
 /// Before the user's program runs; the init's own work on /dev is done.

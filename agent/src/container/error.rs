@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::create::CreateError;
-use super::plan::PlanError;
+use super::refusal::PlanError;
 use crate::cgroup::CgroupError;
 use crate::operation::OperationError;
 

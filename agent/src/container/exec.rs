@@ -10,7 +10,7 @@ use super::create::{
     CONSOLES, CreateError, Report, builder, make_directory, state_file, unique_name,
 };
 use super::launch::Launcher;
-use super::plan::ExecPlan;
+use super::process_plan::ExecPlan;
 use crate::error_chain;
 use crate::host::Host;
 use crate::operation;

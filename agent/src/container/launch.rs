@@ -36,7 +36,7 @@ use oci_spec::runtime::{LinuxCapabilities, Process, Spec};
 
 use super::copy_up;
 use super::mounts::Propagation;
-use super::plan::LaunchPlan;
+use super::process_plan::LaunchPlan;
 use super::program::{self, ProgramError, errno_text};
 
 /// Device number of `/dev/null` (Documentation/admin-guide/devices.txt).

@@ -13,6 +13,7 @@ pub mod block_volumes;
 pub mod capabilities;
 pub mod copy_up;
 pub mod create;
+pub mod device_nodes;
 pub mod devices;
 pub mod diary;
 mod ends;
@@ -22,7 +23,9 @@ pub mod launch;
 pub mod mounts;
 pub mod namespaces;
 pub mod plan;
+pub mod process_plan;
 pub mod program;
+pub mod refusal;
 pub mod seccomp;
 mod start;
 mod state;
@@ -42,12 +45,13 @@ use self::create::Created;
 use self::devices::Disk;
 use self::error::ContainerError;
 use self::namespaces::Neighbour;
-use self::plan::Confinement;
+use self::process_plan::{Confinement, LaunchPlan};
 use self::state::{Container, Process};
 use crate::cgroup;
 use crate::error_chain;
 use crate::events::Events;
 use crate::host::Host;
+use crate::network::Namespace;
 use crate::operation;
 use crate::processors;
 use crate::reaper::Reaper;
@@ -136,7 +140,7 @@ impl Containers {
                     id: id.exec_id.clone(),
                 });
             }
-            let plan = plan::exec(process, &container.confinement, ports.is_terminal())?;
+            let plan = process_plan::exec(process, &container.confinement, ports.is_terminal())?;
             let registered = Process::Registered(Box::new((plan, ports)));
             container.execs.insert(id.exec_id.clone(), registered);
             Ok(())
@@ -329,6 +333,20 @@ impl Containers {
         Ok(updated.await?)
     }
 
+    /// The network namespace of a container, which must have an init.
+    ///
+    /// # Errors
+    /// `NoContainer`, `Finished`, `System`.
+    pub fn network(&self, container_id: &str) -> Result<Namespace, ContainerError> {
+        let init = self.with(container_id, |container| {
+            container.init.pid().ok_or(ContainerError::Finished)
+        })?;
+        Namespace::of(init).map_err(|source| ContainerError::System {
+            action: format!("open the network namespace of {container_id}"),
+            source,
+        })
+    }
+
     /// What a container that joins this one needs to know of it; it must have an init.
     fn neighbour(&self, id: &str) -> Option<Neighbour> {
         let table = self.table();
@@ -351,7 +369,7 @@ impl Containers {
         Ok(())
     }
 
-    fn created(&self, id: &str, created: Created, launch: &plan::LaunchPlan) -> i32 {
+    fn created(&self, id: &str, created: Created, launch: &LaunchPlan) -> i32 {
         let Created {
             pid,
             exit,

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType};
 
-use super::plan::PlanError;
+use super::refusal::PlanError;
 use super::user_namespace::{self, IdMaps};
 
 /// What a container that joins another needs to know of it.
@@ -41,7 +41,8 @@ impl UserNamespace {
 }
 
 /// Gives every namespace that is joined its path in this machine, and takes the ids of a user
-/// namespace out of the configuration: libcontainer joins the one that `user_namespace` makes.
+/// namespace out of the configuration: libcontainer joins the one that `user_namespace` makes, and
+/// the network namespace that belongs to it.
 ///
 /// # Errors
 /// `NoNeighbour`, `Missing`, `IdMap`.
@@ -70,11 +71,23 @@ pub fn settle(
             user = UserNamespace::Own(maps);
         }
     }
+    if matches!(user, UserNamespace::Own(_)) {
+        let own = namespaces.iter_mut().filter(|it| is_own_network(it));
+        own.for_each(|it| {
+            it.set_path(Some(user_namespace::network_path(id)));
+        });
+    }
     linux.set_namespaces(Some(namespaces));
     if user != UserNamespace::None {
         linux.set_uid_mappings(None).set_gid_mappings(None);
     }
     Ok(user)
+}
+
+fn is_own_network(namespace: &LinuxNamespace) -> bool {
+    let path = namespace.path().as_ref();
+    namespace.typ() == LinuxNamespaceType::Network
+        && path.is_none_or(|path| path.as_os_str().is_empty())
 }
 
 /// The container whose namespace this is to be, with its name.
@@ -136,12 +149,14 @@ mod tests {
     #[test]
     fn an_own_user_namespace_is_one_to_join() {
         let maps = json!([{ "containerID": 0, "hostID": 1000, "size": 10 }]);
-        let mapped = json!({ "namespaces": [{ "type": "user" }],
+        let mapped = json!({ "namespaces": [{ "type": "user" }, { "type": "network" }],
             "uidMappings": maps, "gidMappings": maps });
         let (linux, user) = settled(mapped).unwrap();
 
         let path = user_namespace::path("c1");
         assert_eq!(linux["namespaces"][0]["path"], path.to_str().unwrap());
+        let network = user_namespace::network_path("c1");
+        assert_eq!(linux["namespaces"][1]["path"], network.to_str().unwrap());
         assert_eq!(linux["uidMappings"], Value::Null);
         assert!(matches!(user, UserNamespace::Own(_)));
         let unmapped = json!({ "namespaces": [{ "type": "user" }] });

@@ -9,77 +9,18 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use oci_spec::runtime::{
-    Hooks, Linux, LinuxCapabilities, LinuxNamespace, LinuxNamespaceType, LinuxSeccomp,
-    LinuxSeccompAction, PosixRlimitType, Process, Spec, UserBuilder,
-};
+use oci_spec::runtime::{Hooks, Linux, LinuxNamespace, LinuxNamespaceType, Spec};
 
 use super::block_volumes::{self, BlockVolume};
 use super::capabilities;
-use super::copy_up::{self, CopyUp};
-use super::devices::{self, DeviceError, Disk, Instruction};
+use super::copy_up;
+use super::device_nodes::{self, DeviceNode};
+use super::devices::{self, Disk, Instruction};
 use super::mounts;
 use super::namespaces::{self, Neighbour, UserNamespace};
+use super::process_plan::{Confinement, LaunchPlan, check_process, without_launch};
+use super::refusal::PlanError;
 use super::seccomp;
-use super::user_namespace::IdMaps;
-
-/// Why a configuration is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum PlanError {
-    /// Not the JSON of an OCI object.
-    #[error("decode {object}")]
-    Decode {
-        /// Which object.
-        object: &'static str,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
-    /// An id that cannot be a file name.
-    #[error("invalid id {0:?}: 1 to 128 letters, digits and any of _ + - .")]
-    Id(String),
-    /// A field that a container cannot do without.
-    #[error("the configuration has no {0}")]
-    Missing(&'static str),
-    /// `process.terminal` contradicts the streams.
-    #[error("process.terminal is {in_spec} but the streams were set up for {in_request}")]
-    Terminal {
-        /// What the configuration says.
-        in_spec: bool,
-        /// What the request says.
-        in_request: bool,
-    },
-    /// A field that says something a Hull guest does not do.
-    #[error("not supported in a microVM: {0}")]
-    Unsupported(&'static str),
-    /// A device rule that means nothing.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-    /// A map of user or group ids that no container can live with.
-    #[error("{0} must map the container's root (id 0), in at most 340 lines")]
-    IdMap(&'static str),
-    /// A namespace of a container that has none, or is not here.
-    #[error("linux.namespaces[{namespace}]: container {container:?} has none to join here")]
-    NoNeighbour {
-        /// Its type.
-        namespace: LinuxNamespaceType,
-        /// Whose it was to be.
-        container: String,
-    },
-    /// A working directory that `chdir(2)` would take relative to nothing.
-    #[error("process.cwd {} is not absolute", .0.display())]
-    RelativeCwd(PathBuf),
-    /// Two limits for the same resource.
-    #[error("process.rlimits has {0} twice")]
-    DuplicateRlimit(PosixRlimitType),
-    /// A seccomp action that returns no error, with one to return.
-    #[error("linux.seccomp: {action:?} takes no {field}")]
-    Errno {
-        /// `errnoRet` or `defaultErrnoRet`.
-        field: &'static str,
-        /// The action.
-        action: LinuxSeccompAction,
-    },
-}
 
 /// How to create a container.
 #[derive(Debug)]
@@ -90,6 +31,8 @@ pub struct Plan {
     pub launch: LaunchPlan,
     /// For the kernel: which devices it may use.
     pub device_filter: Vec<Instruction>,
+    /// For the agent: what libcontainer does not make.
+    pub device_nodes: Vec<DeviceNode>,
     /// For the kernel, too: `net.*` parameters of a container whose network is the machine's, so
     /// that there is no namespace that libcontainer would set them in.
     pub network_sysctls: HashMap<String, String>,
@@ -97,41 +40,6 @@ pub struct Plan {
     pub user_namespace: UserNamespace,
     /// For the agent: what it mounts first.
     pub block_volumes: Vec<BlockVolume>,
-}
-
-/// How to run a process in a container.
-#[derive(Debug)]
-pub struct ExecPlan {
-    /// For libcontainer.
-    pub process: Process,
-    /// For the launcher.
-    pub launch: LaunchPlan,
-}
-
-/// What every process of a container is under, its init as its execs.
-#[derive(Clone, Debug, Default)]
-pub struct Confinement {
-    /// The profile to load.
-    pub seccomp: Option<LinuxSeccomp>,
-    /// The ids of the user namespace, if there is one.
-    pub id_maps: Option<IdMaps>,
-}
-
-/// What is left to do once a process is inside its container.
-#[derive(Clone, Debug)]
-pub struct LaunchPlan {
-    /// The user's `process`, unchanged.
-    pub process: Process,
-    /// Its capabilities, every set.
-    pub capabilities: LinuxCapabilities,
-    /// What it shares with the container's other processes.
-    pub confinement: Confinement,
-    /// Whether to create a missing working directory, as `runc` does for an init.
-    pub create_cwd: bool,
-    /// What is left to do for an init's mounts.
-    pub copy_ups: Vec<CopyUp>,
-    /// And then.
-    pub propagations: Vec<mounts::Propagation>,
 }
 
 /// The cgroup of a container, relative to the hierarchy's root.
@@ -185,6 +93,8 @@ pub fn container(
     let rules = resources.and_then(|resources| resources.devices().as_deref());
     let device_filter = devices::program(rules.unwrap_or_default())?;
 
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let device_nodes = device_nodes::take(&mut linux, mounts, id_maps.as_ref())?;
     let network_sysctls = take_network_sysctls(&mut linux);
     let mounts = spec.mounts_mut().as_deref_mut().unwrap_or_default();
     let block_volumes = block_volumes::take(id, mounts);
@@ -213,37 +123,10 @@ pub fn container(
             propagations,
         },
         device_filter,
+        device_nodes,
         network_sysctls,
         user_namespace,
         block_volumes,
-    })
-}
-
-/// Plans a further process of a container.
-///
-/// # Errors
-/// Everything but `Id` and `Unsupported`.
-pub fn exec(
-    process: &[u8],
-    confinement: &Confinement,
-    terminal: bool,
-) -> Result<ExecPlan, PlanError> {
-    let process: Process = serde_json::from_slice(process).map_err(|source| PlanError::Decode {
-        object: "process",
-        source,
-    })?;
-    check_process(&process, terminal)?;
-    let capabilities = capabilities::of(&process);
-    Ok(ExecPlan {
-        process: without_launch(&process, &capabilities),
-        launch: LaunchPlan {
-            process,
-            capabilities,
-            confinement: confinement.clone(),
-            create_cwd: false,
-            copy_ups: Vec::new(),
-            propagations: Vec::new(),
-        },
     })
 }
 
@@ -260,29 +143,6 @@ fn guest_hooks(hooks: &Hooks) -> Result<Hooks, PlanError> {
     }
 }
 
-fn check_process(process: &Process, terminal: bool) -> Result<(), PlanError> {
-    let in_spec = process.terminal().unwrap_or(false);
-    if in_spec != terminal {
-        return Err(PlanError::Terminal {
-            in_spec,
-            in_request: terminal,
-        });
-    }
-    if process.args().as_ref().is_none_or(Vec::is_empty) {
-        return Err(PlanError::Missing("process.args"));
-    }
-    if !process.cwd().is_absolute() {
-        return Err(PlanError::RelativeCwd(process.cwd().clone()));
-    }
-    let limits = process.rlimits().as_deref().unwrap_or_default();
-    for (number, limit) in limits.iter().enumerate() {
-        if limits[..number].iter().any(|l| l.typ() == limit.typ()) {
-            return Err(PlanError::DuplicateRlimit(limit.typ()));
-        }
-    }
-    Ok(())
-}
-
 fn take_network_sysctls(linux: &mut Linux) -> HashMap<String, String> {
     let is_network = |namespace: &LinuxNamespace| namespace.typ() == LinuxNamespaceType::Network;
     let mut namespaces = linux.namespaces().iter().flatten();
@@ -297,27 +157,9 @@ fn take_network_sysctls(linux: &mut Linux) -> HashMap<String, String> {
     network
 }
 
-/// The process as libcontainer is to see it: root in `/`, with what the launcher needs.
-fn without_launch(process: &Process, capabilities: &LinuxCapabilities) -> Process {
-    let mut user = UserBuilder::default().uid(0_u32).gid(0_u32);
-    if let Some(umask) = process.user().umask() {
-        user = user.umask(umask);
-    }
-    let mut process = process.clone();
-    process
-        .set_user(user.build().expect("every field of a user has a default"))
-        .set_cwd(PathBuf::from("/"))
-        // Not the program's: `launch` gives it its own. With HOME set, libcontainer does not look
-        // for one with getpwuid(3), which would load libraries that the container's
-        // nsswitch.conf names into a process that still has every capability.
-        .set_env(Some(vec!["HOME=/".into()]))
-        .set_capabilities(Some(capabilities::for_launcher(capabilities)));
-    process
-}
-
 #[cfg(test)]
 mod tests {
-    use oci_spec::runtime::{Capabilities, Capability};
+    use oci_spec::runtime::Capability;
 
     use super::*;
 
@@ -342,10 +184,6 @@ mod tests {
 
     fn plan(id: &str, config: &[u8], terminal: bool) -> Result<Plan, PlanError> {
         container(id, config, terminal, &[], |_| None)
-    }
-
-    fn process(cwd: &str, args: &str) -> Vec<u8> {
-        format!(r#"{{"cwd": "{cwd}", "args": [{args}], "user": {{"uid": 0, "gid": 0}}}}"#).into()
     }
 
     #[test]
@@ -389,25 +227,6 @@ mod tests {
     }
 
     #[test]
-    fn a_process_needs_arguments_and_an_absolute_directory() {
-        let no_args = exec(&process("/", ""), &Confinement::default(), false).unwrap_err();
-        let relative =
-            exec(&process("srv", r#""sh""#), &Confinement::default(), false).unwrap_err();
-
-        assert!(matches!(no_args, PlanError::Missing("process.args")));
-        assert!(matches!(relative, PlanError::RelativeCwd(_)));
-    }
-
-    #[test]
-    fn capabilities_that_are_not_given_are_none() {
-        let plan = exec(&process("/", r#""sh""#), &Confinement::default(), false).unwrap();
-
-        let sets = plan.launch.capabilities;
-        assert_eq!(sets.bounding(), &Some(Capabilities::new()));
-        assert_eq!(sets.effective(), &Some(Capabilities::new()));
-    }
-
-    #[test]
     fn parameters_of_the_machines_network_are_taken_from_libcontainer() {
         let sysctl = r#""sysctl": {"net.core.somaxconn": "7", "kernel.msgmax": "9"}"#;
         let left = |plan: &Plan| {
@@ -424,17 +243,6 @@ mod tests {
         assert_eq!(left(&with_the_machines), 1);
         assert_eq!(with_its_own.network_sysctls, HashMap::new());
         assert_eq!(left(&with_its_own), 2);
-    }
-
-    #[test]
-    fn a_resource_has_one_limit() {
-        let process = br#"{"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}, "rlimits": [
-            {"type": "RLIMIT_CORE", "soft": 1, "hard": 1},
-            {"type": "RLIMIT_CORE", "soft": 2, "hard": 2}]}"#;
-
-        let error = exec(process, &Confinement::default(), false).unwrap_err();
-
-        assert_eq!(error.to_string(), "process.rlimits has RLIMIT_CORE twice");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSyscall};
 
-use super::plan::PlanError;
+use super::refusal::PlanError;
 
 /// Checks a profile; libcontainer would load one that means something else, or nothing.
 ///

@@ -4,7 +4,7 @@ use agent_protocol::ProcessId;
 
 use super::Containers;
 use super::error::ContainerError;
-use super::plan;
+use super::process_plan::LaunchPlan;
 use super::state::Process;
 use super::{create, exec};
 use crate::stdio::Terminal;
@@ -120,7 +120,7 @@ impl Containers {
 }
 
 /// Gives a terminal the size that the configuration asks for.
-pub(super) fn fit(terminal: Option<&Terminal>, launch: &plan::LaunchPlan) {
+pub(super) fn fit(terminal: Option<&Terminal>, launch: &LaunchPlan) {
     if let Some(terminal) = terminal
         && let Some(size) = launch.process.console_size()
         && let (Ok(width), Ok(height)) = (size.width().try_into(), size.height().try_into())

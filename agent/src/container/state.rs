@@ -8,7 +8,8 @@ use tokio::task::AbortHandle;
 
 use super::create::Report;
 use super::error::ContainerError;
-use super::plan::{self, Confinement, ExecPlan};
+use super::plan;
+use super::process_plan::{Confinement, ExecPlan};
 use crate::cgroup::{Cgroup, OomWatch};
 use crate::stdio::{Ports, Terminal};
 

@@ -1,9 +1,9 @@
 //! User namespaces (user_namespaces(7)), made before libcontainer enters them.
 //!
 //! libcontainer makes one itself, but would then ask systemd for the cgroup, and there is none here;
-//! a namespace with a path it joins. So one is made here, with a network namespace that belongs to
-//! it, as it does with runc: who is root in it may bind port 80, and mount sysfs. The agent and
-//! the network cards move into that: this machine has one container.
+//! a namespace with a path it joins. So one is made here, and if the container is to have a network
+//! namespace of its own, that one too: it has to belong to the user namespace, as it does with
+//! runc, so that who is root in it may bind port 80, and mount sysfs.
 //!
 //! Threat: maps come from the configuration; the kernel checks them, and says no to what overlaps.
 
@@ -14,20 +14,23 @@ use std::path::{Path, PathBuf};
 
 use libcontainer::syscall::syscall::create_syscall;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Gid, Pid, Uid, fchown, pipe};
 use oci_spec::runtime::{LinuxIdMapping, Process};
 
-use super::plan::PlanError;
+use super::refusal::PlanError;
 use crate::operation::{self, OperationError};
 use crate::reaper::Reaper;
 use crate::stdio::Streams;
-use crate::{network, sys};
+use crate::sys;
 
-/// Where namespaces are mounted so that they have a path.
-const NAMESPACES: &str = "/run/hull/namespaces";
+/// Where user namespaces are mounted so that they have a path.
+const NAMESPACES: &str = "/run/hull/namespaces/user";
+
+/// And network namespaces.
+const NETWORKS: &str = "/run/hull/namespaces/net";
 
 /// The kernel's limit of lines in a map (user_namespaces(7)).
 const MAX_LINES: usize = 340;
@@ -61,13 +64,19 @@ impl IdMaps {
         })
     }
 
-    /// The machine's user and group that are root in the container.
+    /// The machine's user and group that are these in the container.
+    pub fn of_the_machine(&self, uid: u32, gid: u32) -> Option<(u32, u32)> {
+        Some((
+            machine_id(&self.users, uid)?,
+            machine_id(&self.groups, gid)?,
+        ))
+    }
+
+    /// Those that are root in the container.
     fn root(&self) -> (Uid, Gid) {
-        let id = |map| machine_id(map, 0).expect("`new` has checked that root is mapped");
-        (
-            Uid::from_raw(id(&self.users)),
-            Gid::from_raw(id(&self.groups)),
-        )
+        let root = self.of_the_machine(0, 0);
+        let (uid, gid) = root.expect("`new` has checked that root is mapped");
+        (Uid::from_raw(uid), Gid::from_raw(gid))
     }
 }
 
@@ -76,28 +85,26 @@ pub fn path(id: &str) -> PathBuf {
     Path::new(NAMESPACES).join(id)
 }
 
-/// Makes the user namespace of container `id`, and a network namespace of its own, into which agent
-/// and network cards move.
+/// Where a network namespace that belongs to it has its path.
+pub fn network_path(id: &str) -> PathBuf {
+    Path::new(NETWORKS).join(id)
+}
+
+/// Makes the user namespace of container `id`, and a network namespace that belongs to it.
 ///
 /// # Errors
 /// When the kernel refuses a map, or anything else.
 pub async fn create(reaper: &Reaper, id: &str, maps: &IdMaps) -> Result<(), OperationError> {
-    let (user, network) = (path(id), path(&format!("{id}.net")));
     operation::run(reaper, "make a user namespace", &[], || {
-        pin(maps, &user, &network).map_err(|error| error.to_string())
+        pin(maps, &path(id), &network_path(id)).map_err(|error| error.to_string())
     })
-    .await?;
-    let moved = enter_network(&network).await;
-    unpin(&network);
-    moved.map_err(|message| OperationError::Failed {
-        what: "move into the container's network namespace",
-        message,
-    })
+    .await
 }
 
-/// Forgets the namespace; it goes with its last process.
+/// Forgets the namespaces; they go with their last process.
 pub fn remove(id: &str) {
     unpin(&path(id));
+    unpin(&network_path(id));
 }
 
 /// Prepares a process, still the machine's root, for a container with these maps: gives its streams
@@ -141,6 +148,7 @@ fn pin(maps: &IdMaps, user: &Path, network: &Path) -> io::Result<()> {
         fs::write(proc.join("gid_map"), lines(&maps.groups))
             .map_err(|error| io::Error::other(format!("linux.gidMappings: {error}")))?;
         fs::create_dir_all(NAMESPACES)?;
+        fs::create_dir_all(NETWORKS)?;
         for (name, path) in [("ns/user", user), ("ns/net", network)] {
             File::create(path)?;
             let from = proc.join(name);
@@ -153,16 +161,6 @@ fn pin(maps: &IdMaps, user: &Path, network: &Path) -> io::Result<()> {
     let _ = kill(waiter, Signal::SIGKILL);
     let _ = waitpid(waiter, None);
     pinned
-}
-
-/// Moves the cards and this process, which has one thread, into the namespace.
-async fn enter_network(path: &Path) -> Result<(), String> {
-    let namespace = File::open(path).map_err(|error| error.to_string())?;
-    network::move_cards(namespace.as_fd())
-        .await
-        .map_err(|error| crate::error_chain(&error))?;
-    setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| errno.desc().to_owned())?;
-    sys::bring_up_loopback().map_err(|error| error.to_string())
 }
 
 fn unpin(path: &Path) {

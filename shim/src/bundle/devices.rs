@@ -38,10 +38,6 @@ pub(super) fn place(
         (10, 200),
         (10, 229),
     ];
-    let field = || format!("linux.devices[{}]", device.path().display());
-    if !device.path().starts_with("/dev") {
-        return unsupported(&field(), "devices outside /dev come with a later version");
-    }
     let known = VIRTUAL.contains(&(device.major(), device.minor()))
         && matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U);
     if known || device.typ() == LinuxDeviceType::P {
@@ -57,7 +53,7 @@ pub(super) fn place(
         return Ok(Device::Disk { read_only });
     }
     unsupported(
-        &field(),
+        &format!("linux.devices[{}]", device.path().display()),
         "the host's character devices are not in the virtual machine",
     )
 }

@@ -12,15 +12,15 @@ mod namespaces;
 mod tests;
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use oci_spec::runtime::{Linux, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxSeccomp, LinuxSeccompAction, Process, Spec};
 
 use self::devices::Device;
 
 pub use self::load::{BundleError, Malformed, check_resources, host_root, load, translate_process};
 pub use self::mounts::{BlockSource, BlockVolume, Volume};
-pub use self::namespaces::{Neighbours, Nobody};
+pub use self::namespaces::{Neighbours, Network, Nobody};
 use crate::hooks::Hooks;
 
 /// A field that a virtual machine, or Hull as it is, cannot honour (docs/limits.md).
@@ -52,8 +52,8 @@ pub struct Guest {
     pub block_volumes: Vec<BlockVolume>,
     /// Serial numbers of those that it has as devices, by their paths there.
     pub disks: HashMap<String, String>,
-    /// The namespace of the host that the machine's network is, if it exists already.
-    pub network_namespace: Option<PathBuf>,
+    /// Which network it is in.
+    pub network: Network,
     /// What runs on the host.
     pub hooks: Hooks,
 }
@@ -77,7 +77,8 @@ pub fn translate(
     if let Some(process) = spec.process_mut() {
         drop_labels(process);
     }
-    let mut network_namespace = None;
+    // What a configuration without namespaces means.
+    let (_, mut network) = namespaces::translate(&[], neighbours)?;
     let (mut block_volumes, mut disks) = (Vec::new(), HashMap::new());
     let container_maps = spec.linux().as_ref().and_then(mounts::id_maps_of);
     if let Some(linux) = spec.linux_mut() {
@@ -88,10 +89,13 @@ pub fn translate(
                 "the guest's processor has no such resources",
             );
         }
+        if let Some(profile) = linux.seccomp() {
+            check_seccomp(profile)?;
+        }
         let asked = linux.namespaces().as_deref().unwrap_or_default();
-        let (namespaces, network) = namespaces::translate(asked, neighbours)?;
+        let (namespaces, asked_network) = namespaces::translate(asked, neighbours)?;
         linux.set_namespaces(Some(namespaces));
-        network_namespace = network;
+        network = asked_network;
         (block_volumes, disks) = place_devices(linux)?;
         if let Some(resources) = linux.resources() {
             devices::check_limits(resources)?;
@@ -114,7 +118,7 @@ pub fn translate(
         volumes,
         block_volumes,
         disks,
-        network_namespace,
+        network,
         hooks,
     })
 }
@@ -146,6 +150,24 @@ fn place_devices(
     }
     linux.set_devices(Some(kept));
     Ok((volumes, disks))
+}
+
+/// Refuses a profile that leaves a decision to a program of the host: it would be sent a descriptor of
+/// the guest's kernel, and look into the memory of the guest's processes.
+fn check_seccomp(profile: &LinuxSeccomp) -> Result<(), Unsupported> {
+    let notifies = |action| action == LinuxSeccompAction::ScmpActNotify;
+    let mut rules = profile.syscalls().iter().flatten();
+    let field = if notifies(profile.default_action()) {
+        "linux.seccomp.defaultAction"
+    } else if rules.any(|rule| notifies(rule.action())) {
+        "linux.seccomp.syscalls[].action"
+    } else {
+        return Ok(());
+    };
+    unsupported(
+        field,
+        "of SCMP_ACT_NOTIFY the listener is a program of the host, the system calls are the guest's",
+    )
 }
 
 /// Drops the labels of modules that the guest's kernel does not have.

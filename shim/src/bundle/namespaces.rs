@@ -1,5 +1,5 @@
-//! Namespaces: those that the guest makes, the network, which is the machine's, and those that belong
-//! to another container of the machine.
+//! Namespaces: those that the guest makes, the network, which is one of the host's, too, and those that
+//! belong to another container of the machine.
 
 use std::path::{Path, PathBuf};
 
@@ -29,13 +29,29 @@ impl Neighbours for Nobody {
     }
 }
 
-/// The namespaces for the agent, and the host's that the machine's network is, if that is named.
+/// Which network a container is in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Network {
+    /// That of the machine which it joins: the configuration names none, so that it would be the host's.
+    Machine,
+    /// Its own: this namespace of the host, or a new one.
+    Own(Option<PathBuf>),
+    /// That of another container of the machine.
+    Of(String),
+}
+
+/// The namespaces for the agent, and the network.
 pub(super) fn translate(
     asked: &[LinuxNamespace],
     neighbours: &impl Neighbours,
-) -> Result<(Vec<LinuxNamespace>, Option<PathBuf>), Unsupported> {
+) -> Result<(Vec<LinuxNamespace>, Network), Unsupported> {
     let mut kept: Vec<LinuxNamespace> = Vec::new();
-    let mut network = None;
+    let mut network = if neighbours.any() {
+        Network::Machine
+    } else {
+        Network::Own(None)
+    };
+    let has_users = asked.iter().any(|n| n.typ() == LinuxNamespaceType::User);
     for (number, namespace) in asked.iter().enumerate() {
         let kind = namespace.typ();
         if asked[..number].iter().any(|n| n.typ() == kind) {
@@ -51,12 +67,23 @@ pub(super) fn translate(
         match (kind, path, owner) {
             // The agent is given the container's name for a path.
             (_, _, Some(owner)) => {
+                if kind == LinuxNamespaceType::Network {
+                    network = Network::Of(owner.clone());
+                }
                 let mut joined = namespace.clone();
                 joined.set_path(Some(owner.into()));
                 kept.push(joined);
             }
-            // The machine is one: its interfaces are its first container's.
-            (LinuxNamespaceType::Network, path, None) if !neighbours.any() => network = path,
+            (LinuxNamespaceType::Network, path, None) => {
+                network = Network::Own(path);
+                // For its first container the machine's own will do, unless it has to belong to a
+                // user namespace.
+                if neighbours.any() || has_users {
+                    let mut new = namespace.clone();
+                    new.set_path(None);
+                    kept.push(new);
+                }
+            }
             (_, None, None) => kept.push(namespace.clone()),
             (kind, Some(_), None) => {
                 return unsupported(

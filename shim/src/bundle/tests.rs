@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Capability, LinuxNamespaceType, Mount, Spec};
 
@@ -45,20 +45,23 @@ fn paths_cgroup_and_labels_are_the_guests() {
 }
 
 #[test]
-fn the_network_namespace_is_the_machine() {
+fn the_first_containers_network_is_the_machines() {
     let namespaces = |network: Value| json!({ "linux": { "namespaces": [ { "type": "pid" }, { "type": "ipc" }, network ] } });
     let new = guest(&namespaces(json!({ "type": "network" }))).unwrap();
-    assert_eq!(new.network_namespace, None);
+    assert_eq!(new.network, Network::Own(None));
     let kept = serde_json::to_value(&new.spec).unwrap()["linux"]["namespaces"].clone();
     assert_eq!(kept, json!([ { "type": "pid" }, { "type": "ipc" } ]));
 
     let given = guest(&namespaces(
         json!({ "type": "network", "path": "/run/netns/a" }),
     ));
-    assert_eq!(
-        given.unwrap().network_namespace,
-        Some("/run/netns/a".into())
-    );
+    let path = Some("/run/netns/a".into());
+    assert_eq!(given.unwrap().network, Network::Own(path));
+    // One that belongs to a user namespace is made with that.
+    let users = json!([ { "type": "user" }, { "type": "network", "path": "/run/netns/a" } ]);
+    let users = guest(&json!({ "linux": { "namespaces": users } })).unwrap();
+    let kept = serde_json::to_value(&users.spec).unwrap()["linux"]["namespaces"].clone();
+    assert_eq!(kept, json!([ { "type": "user" }, { "type": "network" } ]));
 }
 
 /// Container `ebb`, of process 7.
@@ -81,18 +84,23 @@ fn a_namespace_of_a_neighbour_is_joined_by_its_name() {
         let spec = spec(&json!({ "linux": { "namespaces": namespaces } }));
         let guest = translate(spec, "tide", Path::new("/share"), &Ebb)?;
         let value = serde_json::to_value(&guest.spec).unwrap();
-        Ok::<_, Unsupported>(value["linux"]["namespaces"].clone())
+        let namespaces = &value["linux"]["namespaces"];
+        assert_eq!(namespaces[0], json!({ "type": "ipc", "path": "ebb" }));
+        Ok::<_, Unsupported>((namespaces[1].clone(), guest.network))
     };
     let shared = joined(json!({ "type": "network", "path": "/proc/7/ns/net" })).unwrap();
-    assert_eq!(
-        shared,
-        json!([ { "type": "ipc", "path": "ebb" }, { "type": "network", "path": "ebb" } ])
-    );
-    // The machine's network is taken: this one is within the guest.
-    let own = joined(json!({ "type": "network" })).unwrap();
-    assert_eq!(own[1], json!({ "type": "network" }));
-    let error = joined(json!({ "type": "network", "path": "/run/netns/a" })).unwrap_err();
-    assert!(error.to_string().contains("namespaces[network].path"));
+    let theirs = json!({ "type": "network", "path": "ebb" });
+    assert_eq!(shared, (theirs, Network::Of("ebb".into())));
+    // Own networks have their counterpart in the guest.
+    let own = json!({ "type": "network" });
+    let new = joined(own.clone()).unwrap();
+    assert_eq!(new, (own.clone(), Network::Own(None)));
+    let given = joined(json!({ "type": "network", "path": "/run/netns/a" })).unwrap();
+    assert_eq!(given, (own, Network::Own(Some("/run/netns/a".into()))));
+    let hosts = joined(json!({ "type": "pid" })).unwrap();
+    assert_eq!(hosts.1, Network::Machine);
+    let error = joined(json!({ "type": "uts", "path": "/proc/1/ns/uts" })).unwrap_err();
+    assert!(error.to_string().contains("namespaces[uts].path"));
 }
 
 #[test]
@@ -184,14 +192,19 @@ fn what_cannot_be_honoured_is_refused_by_name() {
             "linux.devices[/dev/kmsg]",
         ),
         (
-            linux(json!({ "namespaces": [ { "type": "ipc" }, { "type": "ipc" } ] })),
-            "linux.namespaces[ipc]",
+            linux(json!({ "seccomp": { "defaultAction": "SCMP_ACT_NOTIFY" } })),
+            "linux.seccomp.defaultAction",
         ),
         (
             linux(
-                json!({ "devices": [ { "path": "/srv/null", "type": "c", "major": 1, "minor": 3 } ] }),
+                json!({ "seccomp": { "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+                { "names": ["mkdir"], "action": "SCMP_ACT_NOTIFY" } ] } }),
             ),
-            "linux.devices[/srv/null]",
+            "linux.seccomp.syscalls[].action",
+        ),
+        (
+            linux(json!({ "namespaces": [ { "type": "ipc" }, { "type": "ipc" } ] })),
+            "linux.namespaces[ipc]",
         ),
         (
             linux(

@@ -95,12 +95,12 @@ pub(super) async fn inspect(handle: &Handle) -> Result<Network, NetworkError> {
 }
 
 impl Network {
-    /// The same for the agent; `cards` says which interface, by its number, is which card.
-    pub(super) fn configuration(&self, cards: &[Option<u32>]) -> agent::NetworkRequest {
-        let interface = |of: &Interface| {
-            let number = cards.iter().position(|card| *card == Some(of.index))?;
-            Some(of.described(number))
-        };
+    /// The same for the agent; `card_of` says which card an interface is, by its number.
+    pub(super) fn configuration(
+        &self,
+        card_of: impl Fn(u32) -> Option<usize>,
+    ) -> agent::NetworkRequest {
+        let interface = |of: &Interface| Some(of.described(card_of(of.index)?));
         agent::NetworkRequest {
             interfaces: self.interfaces.iter().filter_map(interface).collect(),
             routes: self.routes.clone(),

@@ -2,29 +2,35 @@
 //!
 //! ```text
 //!  engine's bridge ── veth ══ eth0 ◀─ tc redirect, both ways ─▶ hull0 (tap) ══ virtio-net ── eth0
-//!                             └──────── the sandbox's namespace ────────┘      └── guest ──┘
+//!                             └─────── the container's namespace ───────┘      └── guest ──┘
 //! ```
+//! A network is a namespace of the host and its counterpart in the guest. Containers of one machine may
+//! share one, or have their own; the cards are for all of them.
+//!
 //! CNI and dockerd make a container's interfaces when its task exists and before it is started, in
 //! the namespace of the task's pid. So the machine boots with cards that have no cable; Start looks
 //! at the namespace, plugs a tap into a card for each interface it finds, and has the agent give
 //! the card that interface's name, addresses, routes and neighbours. From then on the kernel tells
-//! when something has changed there (`follow`), and it looks again.
+//! when something has changed there (`follow`), and it looks again. With the last container that is in
+//! the network all of it is undone.
 
 mod follow;
 mod inspect;
 mod namespace;
 mod redirect;
-mod tap;
+pub mod tap;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agent_protocol::{self as agent, AgentClient};
-use log::warn;
+use log::{debug, warn};
 use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 use vmm_control::{MacAddress, Nic, RateLimit};
@@ -35,11 +41,14 @@ use crate::vmm_process::Control;
 /// What the taps are called; the kernel counts.
 const TAPS: &str = "hull%d";
 
-/// Cards of every machine: how many interfaces a container can have.
+/// Cards of every machine: how many interfaces its containers can have together.
 pub const CARDS: usize = 4;
 
 /// How long the agent may take to configure its cards.
 const CONFIGURE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long it may take to give cards back.
+const DISCONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why the guest has no network.
 #[derive(Debug, thiserror::Error)]
@@ -75,30 +84,54 @@ pub enum NetworkError {
         source: io::Error,
     },
     /// More interfaces than cards.
-    #[error("the container has {0} network interfaces, a virtual machine at most {CARDS}")]
-    TooMany(usize),
+    #[error(
+        "{0} would be one interface more than the {CARDS} that a virtual machine's containers have together"
+    )]
+    NoCard(String),
 }
 
-/// The network cards of a machine, and the namespace whose interfaces they become.
+/// The network cards of a machine, which its containers' networks have between them.
 #[derive(Clone)]
 pub struct Cards {
-    /// Open, so that it can be tidied up when the VMM is gone.
-    namespace: Arc<File>,
     control: Control,
     agent: AgentClient,
-    /// What the cards are. One looks at the namespace at a time.
-    plugged: Arc<Mutex<Plugged>>,
-    /// Looks again at each change, until it is aborted.
-    follower: Arc<StdMutex<Option<AbortHandle>>>,
+    /// Which of them some network has; held for one look-up or change.
+    taken: Arc<StdMutex<[bool; CARDS]>>,
+    /// Number of the next network: the agent's name of it.
+    next: Arc<AtomicU32>,
 }
 
-/// What the cards are by now.
+/// A network namespace of the host, whose interfaces become those of a namespace in the guest.
+/// Clones are the same network.
+#[derive(Clone)]
+pub struct Network(Arc<Inner>);
+
+struct Inner {
+    cards: Cards,
+    number: u32,
+    /// Open, so that it can be tidied up when the process in it is gone.
+    namespace: File,
+    /// What it has of the cards. One looks at the namespace at a time.
+    plugged: Mutex<Plugged>,
+    /// Looks again at each change, until it is aborted.
+    follower: StdMutex<Option<AbortHandle>>,
+}
+
+/// What a network has of the cards by now.
 #[derive(Debug, Default)]
 struct Plugged {
-    /// For each card the interface that leads to its tap, by its number.
-    interfaces: [Option<u32>; CARDS],
+    /// Its cards, each with what leads to it; nothing does if its interface has gone, until the
+    /// agent has heard of that.
+    cards: BTreeMap<usize, Option<Cable>>,
     /// What the agent was told last.
     told: agent::NetworkRequest,
+}
+
+/// An interface of the namespace and the tap beside it, by their numbers.
+#[derive(Debug, Clone, Copy)]
+struct Cable {
+    interface: u32,
+    tap: u32,
 }
 
 /// What a look at the namespace has found to be done.
@@ -111,122 +144,201 @@ struct Change {
 }
 
 impl Cards {
-    /// The cards of the machine whose VMM is process `pid`.
+    /// The cards of the machine of this VMM and agent.
+    #[must_use]
+    pub fn new(control: Control, agent: AgentClient) -> Self {
+        Self {
+            control,
+            agent,
+            taken: Arc::default(),
+            next: Arc::default(),
+        }
+    }
+
+    /// The network that process `pid` is in.
     ///
     /// # Errors
     /// When its namespace cannot be opened.
-    pub fn new(pid: u32, control: Control, agent: AgentClient) -> Result<Self, NetworkError> {
+    pub fn network_of(&self, pid: u32) -> Result<Network, NetworkError> {
         let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
         let namespace =
             File::open(&path).map_err(|source| NetworkError::Namespace { path, source })?;
-        Ok(Self {
-            namespace: namespace.into(),
-            control,
-            agent,
-            plugged: Arc::default(),
-            follower: Arc::default(),
-        })
+        Ok(Network(Arc::new(Inner {
+            cards: self.clone(),
+            number: self.next.fetch_add(1, Ordering::Relaxed),
+            namespace,
+            plugged: Mutex::default(),
+            follower: StdMutex::default(),
+        })))
     }
 
+    /// Takes a card that no network has.
+    fn take(&self) -> Option<usize> {
+        let mut taken = self.taken();
+        let card = taken.iter().position(|taken| !taken)?;
+        taken[card] = true;
+        Some(card)
+    }
+
+    fn give_back(&self, card: usize) {
+        self.taken()[card] = false;
+    }
+
+    fn taken(&self) -> MutexGuard<'_, [bool; CARDS]> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PartialEq for Network {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Network {
     /// The network namespace.
     #[must_use]
     pub fn namespace(&self) -> &File {
-        &self.namespace
+        &self.0.namespace
     }
 
-    /// Makes them the interfaces that are in the namespace by now, and follows what becomes of those.
+    /// Makes cards the interfaces that are in the namespace by now, in the guest's namespace that
+    /// container `id` is in, and follows what becomes of those. Again is no error.
     ///
     /// # Errors
     /// When there are more interfaces than cards, or kernel, VMM or agent refuse.
-    pub async fn connect(&self) -> Result<(), TaskError> {
+    pub async fn connect(&self, id: &str) -> Result<(), TaskError> {
+        let namespace = self.namespace();
         // The host's own interfaces are never taken from it.
-        if namespace::is_own(&self.namespace).map_err(|e| TaskError::failed(&e))? {
+        if namespace::is_own(namespace).map_err(|e| TaskError::failed(&e))? {
             return Ok(());
         }
         // Subscribed before the first look: no change is missed.
-        let changes = follow::Changes::of(&self.namespace).map_err(|e| TaskError::failed(&e))?;
-        self.refresh().await?;
-        let cards = self.clone();
-        let follower = tokio::spawn(async move { cards.follow(changes).await });
-        *self.follower() = Some(follower.abort_handle());
+        let changes = follow::Changes::of(namespace).map_err(|e| TaskError::failed(&e))?;
+        self.refresh(id).await?;
+        let (network, id) = (self.clone(), id.to_owned());
+        let follower = tokio::spawn(async move { network.follow(changes, &id).await });
+        if let Some(earlier) = self.follower().replace(follower.abort_handle()) {
+            earlier.abort();
+        }
         Ok(())
     }
 
     /// Looks again at each change.
-    async fn follow(&self, mut changes: follow::Changes) {
+    async fn follow(&self, mut changes: follow::Changes, id: &str) {
         while changes.next().await.is_some() {
-            if let Err(e) = self.refresh().await {
+            if let Err(e) = self.refresh(id).await {
                 warn!("follow the network: {e}");
             }
         }
     }
 
     /// Makes the cards what the namespace has now.
-    async fn refresh(&self) -> Result<(), TaskError> {
-        let mut plugged = self.plugged.lock().await;
-        let looked = look(&self.namespace, &mut plugged.interfaces).await;
+    async fn refresh(&self, id: &str) -> Result<(), TaskError> {
+        let mut plugged = self.0.plugged.lock().await;
+        let cards = &self.0.cards;
+        let looked = look(self.namespace(), cards, &mut plugged.cards).await;
         let change = looked.map_err(|e| TaskError::failed(&e))?;
         for (card, tap) in &change.taps {
-            let sent = self.control.plug(*card, tap);
+            let sent = cards.control.plug(*card, tap);
             sent.map_err(|e| TaskError::failed(&e))?;
         }
         if change.configuration != plugged.told {
+            let request = agent::NetworkRequest {
+                network: self.0.number,
+                container_id: id.to_owned(),
+                ..change.configuration.clone()
+            };
             let context = ttrpc::context::with_duration(CONFIGURE_PATIENCE);
-            self.agent.configure(context, &change.configuration).await?;
+            cards.agent.configure(context, &request).await?;
             plugged.told = change.configuration;
         }
+        plugged.cards.retain(|&card, cable| {
+            if cable.is_none() {
+                cards.give_back(card);
+            }
+            cable.is_some()
+        });
         Ok(())
     }
 
-    /// Gives the interfaces back to the namespace, which may outlive the machine.
+    /// Gives the interfaces back to the namespace, which may outlive the machine, and the cards to the
+    /// machine, which may outlive the network.
     pub async fn disconnect(&self) {
-        if let Some(follower) = self.follower().take() {
+        let follower = self.follower().take();
+        if let Some(follower) = &follower {
             follower.abort();
         }
-        let interfaces = std::mem::take(&mut self.plugged.lock().await.interfaces);
-        let interfaces: Vec<u32> = interfaces.into_iter().flatten().collect();
-        if interfaces.is_empty() {
+        let plugged = std::mem::take(&mut *self.0.plugged.lock().await);
+        if follower.is_none() && plugged.cards.is_empty() {
             return;
         }
-        match namespace::netlink(&self.namespace) {
+        let cards = &self.0.cards;
+        let number = agent::NetworkId {
+            network: self.0.number,
+            ..Default::default()
+        };
+        let context = ttrpc::context::with_duration(DISCONNECT_PATIENCE);
+        if let Err(e) = cards.agent.disconnect(context, &number).await {
+            // As a rule because the machine is gone.
+            debug!("take back network cards: {e}");
+        }
+        match namespace::netlink(self.namespace()) {
             Ok(handle) => {
-                for index in interfaces {
+                for cable in plugged.cards.values().flatten() {
                     // It may be gone: engines take the interface away when the task is over.
-                    redirect::end(&handle, index).await;
+                    redirect::end(&handle, cable.interface).await;
+                    remove_tap(&handle, *cable).await;
                 }
             }
             Err(e) => warn!("give back network interfaces: {}", chain(&e)),
         }
+        plugged
+            .cards
+            .into_keys()
+            .for_each(|card| cards.give_back(card));
     }
 
     fn follower(&self) -> MutexGuard<'_, Option<AbortHandle>> {
-        let locked = self.follower.lock();
+        let locked = self.0.follower.lock();
         locked.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Looks at the namespace, and connects each interface that is new to a tap. `cards` is what each
+/// Looks at the namespace, and connects each interface that is new to a tap. `plugged` is what each
 /// card is then, whether all went well or not: what is half made has to be given back, too.
-async fn look(namespace: &File, cards: &mut [Option<u32>; CARDS]) -> Result<Change, NetworkError> {
+async fn look(
+    namespace: &File,
+    cards: &Cards,
+    plugged: &mut BTreeMap<usize, Option<Cable>>,
+) -> Result<Change, NetworkError> {
     let handle = namespace::netlink(namespace)?;
     let network = inspect::inspect(&handle).await?;
     let is_there = |index: u32| network.interfaces.iter().any(|it| it.index == index);
-    for card in cards.iter_mut() {
-        // Its tap is replaced when the card is used again.
-        *card = card.filter(|&index| is_there(index));
+    for cable in plugged.values_mut() {
+        if let Some(lost) = cable.take_if(|cable| !is_there(cable.interface)) {
+            remove_tap(&handle, lost).await;
+        }
     }
+    let card_of = |plugged: &BTreeMap<usize, Option<Cable>>, index: u32| {
+        let mut cables = plugged.iter();
+        let leads = |cable: &Option<Cable>| cable.is_some_and(|it| it.interface == index);
+        cables.find_map(|(card, cable)| leads(cable).then_some(*card))
+    };
     let mut taps = Vec::new();
     for interface in &network.interfaces {
-        if cards.contains(&Some(interface.index)) {
+        if card_of(plugged, interface.index).is_some() {
             continue;
         }
-        let Some(card) = cards.iter().position(Option::is_none) else {
-            return Err(NetworkError::TooMany(network.interfaces.len()));
-        };
-        cards[card] = Some(interface.index);
-        taps.push((card, plug(namespace, &handle, interface).await?));
+        let idle = plugged.iter().find(|(_, cable)| cable.is_none());
+        let idle = idle.map(|(&card, _)| card).or_else(|| cards.take());
+        let card = idle.ok_or_else(|| NetworkError::NoCard(interface.name.clone()))?;
+        plugged.insert(card, None);
+        let (tap, cable) = plug(namespace, &handle, interface).await?;
+        plugged.insert(card, Some(cable));
+        taps.push((card, tap));
     }
-    let configuration = network.configuration(cards);
+    let configuration = network.configuration(|index| card_of(plugged, index));
     Ok(Change {
         taps,
         configuration,
@@ -238,7 +350,7 @@ async fn plug(
     namespace: &File,
     handle: &rtnetlink::Handle,
     interface: &inspect::Interface,
-) -> Result<OwnedFd, NetworkError> {
+) -> Result<(OwnedFd, Cable), NetworkError> {
     let create = || {
         tap::create(TAPS).map_err(|source| NetworkError::Tap {
             interface: interface.name.clone(),
@@ -246,8 +358,17 @@ async fn plug(
         })
     };
     let (tap, name) = namespace::inside(namespace, create)?;
-    redirect::connect(handle, interface, &name).await?;
-    Ok(tap)
+    let index = redirect::connect(handle, interface, &name).await?;
+    let cable = Cable {
+        interface: interface.index,
+        tap: index,
+    };
+    Ok((tap, cable))
+}
+
+/// Removes a tap that leads nowhere any more. It may be gone: hull-vmm had the last descriptor.
+async fn remove_tap(handle: &rtnetlink::Handle, cable: Cable) {
+    let _ = handle.link().del(cable.tap).execute().await;
 }
 
 /// The cards that a machine boots with.

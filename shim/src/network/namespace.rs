@@ -5,10 +5,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use nix::sched::{CloneFlags, setns};
-
 use super::NetworkError;
-use crate::spawn::on_moved_thread;
+use crate::spawn::{Place, on_moved_thread};
 
 /// Whether the namespace is that of this process.
 pub(super) fn is_own(namespace: &File) -> Result<bool, NetworkError> {
@@ -23,7 +21,7 @@ pub(super) fn inside<T: Send>(
     namespace: &File,
     work: impl FnOnce() -> Result<T, NetworkError> + Send,
 ) -> Result<T, NetworkError> {
-    let enter = || setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| error(errno.into()));
+    let enter = || Place::In(namespace).enter().map_err(error);
     on_moved_thread(enter, work)
 }
 

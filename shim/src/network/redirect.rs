@@ -11,12 +11,12 @@ use super::inspect::Interface;
 /// `ETH_P_ALL` of `linux/if_ether.h`, in network byte order.
 const ALL_PROTOCOLS: u16 = 0x0003_u16.to_be();
 
-/// Brings the tap up with the interface's MTU, and joins the two.
+/// Brings the tap up with the interface's MTU, and joins the two; returns the tap's number.
 pub(super) async fn connect(
     handle: &Handle,
     interface: &Interface,
     tap: &str,
-) -> Result<(), NetworkError> {
+) -> Result<u32, NetworkError> {
     let failed = |what: &str| {
         let what = format!("{what} {tap} for {}", interface.name);
         move |source| NetworkError::Netlink { what, source }
@@ -32,7 +32,8 @@ pub(super) async fn connect(
         .map_err(failed("redirect to the tap"))?;
     redirect(handle, index, interface.index)
         .await
-        .map_err(failed("redirect from the tap"))
+        .map_err(failed("redirect from the tap"))?;
+    Ok(index)
 }
 
 /// Ends what [`connect`] has made of the interface of that number, if it is there.

@@ -66,6 +66,7 @@ pub struct Forwards {
 /// The way into the container.
 #[derive(Clone)]
 struct Guest {
+    id: String,
     agent: AgentClient,
     ports: Arc<Ports>,
 }
@@ -89,12 +90,13 @@ impl Bound {
         })
     }
 
-    /// Starts to serve them.
+    /// Starts to serve them, for container `id`.
     #[must_use]
-    pub fn serve(self, agent: &AgentClient, ports: &Arc<Ports>) -> Forwards {
+    pub fn serve(self, id: &str, agent: &AgentClient, ports: &Arc<Ports>) -> Forwards {
         let mut tasks = JoinSet::new();
         for (rule, socket) in self.sockets {
             let guest = Guest {
+                id: id.to_owned(),
                 agent: agent.clone(),
                 ports: Arc::clone(ports),
             };
@@ -119,6 +121,7 @@ impl Guest {
             .into(),
             port: rule.container_port.into(),
             host_port: expected.port,
+            container_id: self.id.clone(),
             ..Default::default()
         };
         let context = ttrpc::context::with_duration(CONNECT_PATIENCE);

@@ -82,7 +82,7 @@ async fn forwarded(protocol: Protocol, container_port: u16) -> Fixture {
         Socket::Udp(socket) => socket.local_addr().unwrap(),
     };
     Fixture {
-        _forwards: bound.serve(&agent, &ports),
+        _forwards: bound.serve("tide", &agent, &ports),
         _server: server,
         address,
     }

@@ -21,10 +21,12 @@ use crate::container::{Container, Process};
 use crate::error::{TaskError, chain};
 use crate::events::TaskEvent;
 use crate::hooks::Subject;
+use crate::network::Network;
 use crate::pause_process;
 use crate::port_forward::Bound;
 use crate::rootfs;
 use crate::sandbox::{Plan, Sandbox};
+use crate::spawn::Place;
 use crate::state_dir::StateDir;
 use crate::stdio::{Owner, Paths};
 use crate::supervise::Supervised;
@@ -47,10 +49,6 @@ impl Runtime {
         }
         let joined = self.members().join();
         let created = match joined {
-            Some(_) if request.id == self.0.id => Err(TaskError::Precondition(format!(
-                "the virtual machine of the former {} still runs other containers",
-                request.id
-            ))),
             Some((machine, others)) => self.join(request, &machine, &others).await,
             None if request.id == self.0.id => self.boot(request).await,
             None => Err(TaskError::Precondition(format!(
@@ -74,12 +72,13 @@ impl Runtime {
         sandbox: &Sandbox,
         container: Container,
         bound: Bound,
-        pause: Option<Supervised>,
+        (pause, network): (Option<Supervised>, Option<Network>),
     ) -> u32 {
         let pid = container.init.pid();
         let host_side = HostSide {
-            _forwards: bound.serve(&sandbox.agent, &sandbox.ports),
+            _forwards: bound.serve(&container.id, &sandbox.agent, &sandbox.ports),
             pause,
+            network,
         };
         self.members().add(container, host_side);
         self.publish(TaskEvent::Create(created_event(request, pid)));
@@ -115,12 +114,17 @@ impl Runtime {
             }
             return Err(error);
         }
+        // Nobody is there whose network it could be.
+        let network = match &guest.network {
+            bundle::Network::Own(path) => path.as_deref(),
+            bundle::Network::Machine | bundle::Network::Of(_) => None,
+        };
         let plan = Plan {
             config: &config,
             state,
             memory_mib: memory_mib(config.memory_mib, wanted.memory_limit),
             disks,
-            network: guest.network_namespace.as_deref(),
+            network,
         };
         let sandbox = Sandbox::boot(plan).await.map_err(|e| match e.hint() {
             Some(hint) => TaskError::Failed(format!("{}; {hint}", chain(&e))),
@@ -132,7 +136,8 @@ impl Runtime {
             .await
         {
             Ok(container) => {
-                let pid = self.adopt(request, &sandbox, container, bound, None);
+                let network = Some(sandbox.network.clone());
+                let pid = self.adopt(request, &sandbox, container, bound, (None, network));
                 self.adopt_machine(sandbox);
                 Ok(pid)
             }
@@ -166,13 +171,10 @@ impl Runtime {
             let noted = sandbox.state.note_member(&request.id);
             noted.map_err(|e| TaskError::failed(&e))?;
             wanted.share(request, &sandbox.state)?;
-            let pause = pause_process::start(sandbox.cards.namespace());
-            let pause = Supervised::new("pause", pause.map_err(|e| TaskError::failed(&e))?);
-            let noted = sandbox.state.note_process(pause.pid);
-            noted.map_err(|e| TaskError::failed(&e))?;
+            let (pause, network) = stand_in(sandbox, &wanted.guest.network, others).await?;
             let container = self.create_in(sandbox, request, wanted, pause.pid).await;
             match container {
-                Ok(container) => Ok((container, pause)),
+                Ok(container) => Ok((container, (pause, network))),
                 Err(error) => {
                     pause.end(Duration::ZERO).await;
                     Err(error)
@@ -180,9 +182,10 @@ impl Runtime {
             }
         };
         match created.await {
-            Ok((container, pause)) => {
+            Ok((container, (pause, network))) => {
                 self.watch_pause(&container.id, &pause);
-                Ok(self.adopt(request, sandbox, container, bound, Some(pause)))
+                let host_side = (Some(pause), network);
+                Ok(self.adopt(request, sandbox, container, bound, host_side))
             }
             Err(error) => {
                 if let Err(e) = rootfs::unshare(&sandbox.state, &request.id) {
@@ -263,6 +266,44 @@ impl Wanted {
         let shared = rootfs::mount(&request.rootfs, &self.bundle.join("rootfs"))
             .and_then(|()| rootfs::share(state, &request.id, &self.root, &self.guest.volumes));
         shared.map_err(|e| TaskError::failed(&e))
+    }
+}
+
+/// The process that stands on the host for a container which joins, and the network that both are in.
+async fn stand_in(
+    sandbox: &Sandbox,
+    wanted: &bundle::Network,
+    others: &Others,
+) -> Result<(Supervised, Option<Network>)> {
+    let shared = match wanted {
+        bundle::Network::Of(id) => others.network(id),
+        bundle::Network::Machine | bundle::Network::Own(_) => None,
+    };
+    let place = match (wanted, shared) {
+        (_, Some(network)) => Place::In(network.namespace()),
+        (bundle::Network::Own(Some(path)), None) => Place::At(path),
+        (bundle::Network::Own(None), None) => Place::New,
+        // None of the host's interfaces are there.
+        (bundle::Network::Machine | bundle::Network::Of(_), None) => {
+            Place::In(sandbox.network.namespace())
+        }
+    };
+    let pause = pause_process::start(&place);
+    let pause = Supervised::new("pause", pause.map_err(|e| TaskError::failed(&e))?);
+    let noted = sandbox.state.note_process(pause.pid);
+    let network = noted.map_err(|e| TaskError::failed(&e)).and_then(|()| {
+        let own = match wanted {
+            bundle::Network::Own(_) => sandbox.cards.network_of(pause.pid).map(Some),
+            bundle::Network::Machine | bundle::Network::Of(_) => Ok(shared.cloned()),
+        };
+        own.map_err(|e| TaskError::failed(&e))
+    });
+    match network {
+        Ok(network) => Ok((pause, network)),
+        Err(error) => {
+            pause.end(Duration::ZERO).await;
+            Err(error)
+        }
     }
 }
 

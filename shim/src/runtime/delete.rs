@@ -106,6 +106,9 @@ impl Runtime {
         if let Some(pause) = host_side.pause {
             pause.end(Duration::ZERO).await;
         }
+        if let Some(network) = host_side.network {
+            network.disconnect().await;
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::bundle::Neighbours;
 use crate::container::Container;
 use crate::error::TaskError;
 use crate::grouping;
+use crate::network::Network;
 use crate::port_forward::Forwards;
 use crate::sandbox::Sandbox;
 use crate::supervise::Supervised;
@@ -37,6 +38,8 @@ pub(super) struct HostSide {
     pub(super) _forwards: Forwards,
     /// The process whose pid is the container's, if that is not the VMM.
     pub(super) pause: Option<Supervised>,
+    /// The network that it is in, if that is one of the host's, too.
+    pub(super) network: Option<Network>,
 }
 
 impl Members {
@@ -66,9 +69,14 @@ impl Members {
     pub(super) fn join(&mut self) -> Option<(Arc<Sandbox>, Others)> {
         let machine = self.machine.clone()?;
         self.joining = true;
-        let pids = self.containers.iter();
-        let pids = pids.map(|(id, member)| (member.container.init.pid(), id.clone()));
-        Some((machine, Others(pids.collect())))
+        let alive = (self.containers.iter())
+            .filter(|(_, member)| member.container.init.exit().is_none())
+            .map(|(id, member)| Other {
+                id: id.clone(),
+                pid: member.container.init.pid(),
+                network: member.host_side.network.clone(),
+            });
+        Some((machine, Others(alive.collect())))
     }
 
     pub(super) fn joined_not(&mut self) {
@@ -96,12 +104,22 @@ impl Members {
         self.containers.remove(id);
     }
 
-    /// Takes what there is for a container that is over.
+    /// The network that a container is in, if that is one of the host's, too.
+    pub(super) fn network(&self, id: &str) -> Option<Network> {
+        self.containers.get(id)?.host_side.network.clone()
+    }
+
+    /// Takes what there is for a container that is over; its network only if no other is in it.
     pub(super) fn take_host_side(&mut self, id: &str) -> HostSide {
         let member = self.containers.get_mut(id);
-        member.map_or_else(HostSide::default, |member| {
+        let mut taken = member.map_or_else(HostSide::default, |member| {
             std::mem::take(&mut member.host_side)
-        })
+        });
+        let mut left = self.containers.values();
+        if left.any(|member| member.host_side.network == taken.network) {
+            taken.network = None;
+        }
+        taken
     }
 
     /// Whether the machine is there for container `id` alone.
@@ -120,8 +138,22 @@ impl Members {
     }
 }
 
-/// The containers of a machine that runs, by the pids that containerd was told.
-pub(super) struct Others(HashMap<u32, String>);
+/// The containers of a machine that are not over.
+pub(super) struct Others(Vec<Other>);
+
+struct Other {
+    id: String,
+    /// As containerd was told.
+    pid: u32,
+    network: Option<Network>,
+}
+
+impl Others {
+    /// The network that a container is in, if that is one of the host's, too.
+    pub(super) fn network(&self, id: &str) -> Option<&Network> {
+        self.0.iter().find(|other| other.id == id)?.network.as_ref()
+    }
+}
 
 impl Neighbours for Others {
     fn any(&self) -> bool {
@@ -129,7 +161,11 @@ impl Neighbours for Others {
     }
 
     fn owner(&self, kind: LinuxNamespaceType, path: &Path) -> Option<String> {
-        let pids: Vec<u32> = self.0.keys().copied().collect();
-        self.0.get(&grouping::owner(kind, path, &pids)?).cloned()
+        let pids: Vec<u32> = self.0.iter().map(|other| other.pid).collect();
+        let owner = grouping::owner(kind, path, &pids)?;
+        let mut others = self.0.iter();
+        others
+            .find(|other| other.pid == owner)
+            .map(|other| other.id.clone())
     }
 }

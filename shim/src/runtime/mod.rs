@@ -109,10 +109,12 @@ impl Runtime {
             State::Running => return Err(TaskError::Precondition("already started".into())),
             State::Stopped(_) => return Err(TaskError::Finished),
         }
-        if exec_id.is_empty() && id == self.0.id {
+        if exec_id.is_empty() {
             // Engines make the container's network between Create and Start.
-            let cards = self.members().sandbox()?.cards.clone();
-            cards.connect().await?;
+            let network = self.members().network(id);
+            if let Some(network) = network {
+                network.connect(id).await?;
+            }
         }
         process.hold_stdin();
         let started = agent.start(patience(), &process_id(id, exec_id)).await?;

@@ -156,7 +156,13 @@ impl Fixture {
             id: ID.to_owned(),
             ..Default::default()
         };
-        runtime.adopt(&request, &sandbox, container, Bound::default(), None);
+        runtime.adopt(
+            &request,
+            &sandbox,
+            container,
+            Bound::default(),
+            (None, None),
+        );
         runtime.adopt_machine(Arc::new(sandbox));
         Self {
             runtime,
@@ -182,7 +188,7 @@ impl Fixture {
         };
         let bound = Bound::default();
         self.runtime
-            .adopt(&request, &sandbox, container, bound, None);
+            .adopt(&request, &sandbox, container, bound, (None, None));
     }
 
     async fn add(&self, exec_id: &str) -> Result<(), TaskError> {

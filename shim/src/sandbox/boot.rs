@@ -1,9 +1,7 @@
 //! From a folder with a container's files to a machine whose agent answers.
 
-use std::fs::{File, OpenOptions};
-use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,12 +13,13 @@ use tokio::process::Child;
 use ttrpc::r#async::transport::Socket;
 use vmm_control::{Disk, Event, RateLimit, VmConfig};
 
+use super::assets::{self, AssetError, Assets};
 use super::{Sandbox, shutdown};
 use crate::config::Config;
 use crate::error::chain;
 use crate::fs_daemon::{self, FsDaemonError};
 use crate::log_lines::{self, LastLine};
-use crate::network::{self, Cards, NetworkError};
+use crate::network::{self, Cards, Network, NetworkError};
 use crate::ports::{Expected, Ports};
 use crate::state_dir::{StateDir, StateError};
 use crate::supervise::{Gone, Supervised};
@@ -33,33 +32,15 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the VMM's own reason for its end is waited for, when something else has noticed it.
 const REASON_PATIENCE: Duration = Duration::from_millis(500);
 
-/// Kernel words that every guest is given (kernel-parameters.txt): where the root is; that a panic
-/// resets and a reset ends the machine; what a guest without firmware need not test or wait for; and
-/// that it boots with one processor, for the agent brings up the others when somebody may use them.
-pub const CMDLINE: &str = "root=/dev/vda ro rootfstype=erofs init=/sbin/hull-agent quiet reboot=k \
-    panic=-1 tsc=reliable no_timer_check random.trust_cpu=on cryptomgr.notests \
-    rcupdate.rcu_expedited=1 maxcpus=1";
-
 /// Why a sandbox did not come up.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// Its folder.
     #[error(transparent)]
     State(#[from] StateError),
-    /// No virtualization.
-    #[error("open /dev/kvm")]
-    Kvm(#[source] io::Error),
-    /// The guest's kernel or image.
-    #[error("open guest {what} {}", path.display())]
-    Asset {
-        /// The configuration's key for it.
-        what: &'static str,
-        /// Where it was expected.
-        path: PathBuf,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
+    /// What it is made of.
+    #[error(transparent)]
+    Asset(#[from] AssetError),
     /// A user of its own.
     #[error(transparent)]
     User(#[from] UserError),
@@ -94,8 +75,8 @@ impl BootError {
             )
         };
         match self {
-            Self::Kvm(_) => Some("run \"hull check\"".to_owned()),
-            Self::Asset { what, .. } => Some(install(what)),
+            Self::Asset(AssetError::Kvm(_)) => Some("run \"hull check\"".to_owned()),
+            Self::Asset(AssetError::File { key, .. }) => Some(install(key)),
             Self::Vmm(VmmError::Start { .. }) => Some(install("vmm")),
             Self::FsDaemon(FsDaemonError::Start { .. }) => Some(install("virtiofsd")),
             _ => None,
@@ -135,7 +116,7 @@ impl Sandbox {
             .boot(plan.config, plan.memory_mib, plan.disks, plan.network)
             .await;
         match booted {
-            Ok((agent, cards)) => Ok(booting.finish(agent, cards)),
+            Ok((agent, cards, network)) => Ok(booting.finish(agent, cards, network)),
             Err(error) => {
                 booting.undo().await;
                 Err(error)
@@ -160,10 +141,10 @@ impl Booting {
         memory_mib: u32,
         volumes: Vec<Disk<OwnedFd>>,
         network: Option<&Path>,
-    ) -> Result<(AgentClient, Cards), BootError> {
+    ) -> Result<(AgentClient, Cards, Network), BootError> {
         // Everything that can be missing is looked for before anything is started.
         let assets = Assets::open(config)?;
-        let serial = console(config, &self.state)?;
+        let serial = assets::console(config, &self.state)?;
         let rpc = self.ports.expect_at(RPC_PORT);
         tokio::spawn(log_agent(self.ports.expect_at(LOG_PORT)));
 
@@ -192,7 +173,7 @@ impl Booting {
             kvm: assets.kvm,
             kernel: assets.kernel,
             initrd: None,
-            cmdline: cmdline(config.debug_console),
+            cmdline: assets::cmdline(config.debug_console),
             vcpus: config.vcpus,
             memory_mib,
             serial,
@@ -223,8 +204,9 @@ impl Booting {
         });
         let agent = self.greet(rpc, config).await?;
         let (vmm, control) = self.vmm.as_ref().expect("started above");
-        let cards = Cards::new(vmm.pid, control.clone(), agent.clone())?;
-        Ok((agent, cards))
+        let cards = Cards::new(control.clone(), agent.clone());
+        let network = cards.network_of(vmm.pid)?;
+        Ok((agent, cards, network))
     }
 
     /// Waits for the agent and says hello.
@@ -281,7 +263,7 @@ impl Booting {
         reason
     }
 
-    fn finish(self, agent: AgentClient, cards: Cards) -> Sandbox {
+    fn finish(self, agent: AgentClient, cards: Cards, network: Network) -> Sandbox {
         let (vmm, control) = self.vmm.expect("booted, so started");
         Sandbox {
             state: self.state,
@@ -292,6 +274,7 @@ impl Booting {
             ports: self.ports,
             agent,
             cards,
+            network,
         }
     }
 
@@ -300,54 +283,6 @@ impl Booting {
         if let Err(e) = shutdown::end(vmm, self.fs_daemon.as_ref(), &self.state).await {
             warn!("clean up after a failed boot: {}", chain(&e));
         }
-    }
-}
-
-/// What a machine is made of, open.
-struct Assets {
-    kvm: OwnedFd,
-    kernel: OwnedFd,
-    image: OwnedFd,
-}
-
-impl Assets {
-    fn open(config: &Config) -> Result<Self, BootError> {
-        let open = |what, path: &PathBuf| {
-            File::open(path)
-                .map(OwnedFd::from)
-                .map_err(|source| BootError::Asset {
-                    what,
-                    path: path.clone(),
-                    source,
-                })
-        };
-        let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
-        Ok(Self {
-            kvm: kvm.map_err(BootError::Kvm)?.into(),
-            kernel: open("kernel", &config.kernel)?,
-            image: open("image", &config.image)?,
-        })
-    }
-}
-
-fn cmdline(debug_console: bool) -> String {
-    // Without a console the driver need not look for one.
-    let console = if debug_console {
-        "console=ttyS0 loglevel=7"
-    } else {
-        "8250.nr_uarts=0"
-    };
-    format!("{CMDLINE} {console}")
-}
-
-fn console(config: &Config, state: &StateDir) -> Result<Option<OwnedFd>, StateError> {
-    if !config.debug_console {
-        return Ok(None);
-    }
-    let path = state.path().join("console.log");
-    match File::create(&path) {
-        Ok(file) => Ok(Some(file.into())),
-        Err(source) => Err(StateError::Make { path, source }),
     }
 }
 
@@ -395,6 +330,8 @@ async fn log_agent(expected: Expected) {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     fn not_found() -> io::Error {
@@ -403,11 +340,12 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named_with_what_to_do() {
-        let asset = BootError::Asset {
-            what: "kernel",
+        let asset = BootError::Asset(AssetError::File {
+            key: "kernel",
             path: "/k".into(),
             source: not_found(),
-        };
+        });
+        let kvm = BootError::Asset(AssetError::Kvm(not_found()));
         let start = BootError::Vmm(VmmError::Start {
             program: "/v".into(),
             source: not_found(),
@@ -415,7 +353,7 @@ mod tests {
         for (error, path, hint) in [
             (asset, "/k", "set \"kernel\""),
             (start, "/v", "set \"vmm\""),
-            (BootError::Kvm(not_found()), "/dev/kvm", "hull check"),
+            (kvm, "/dev/kvm", "hull check"),
         ] {
             let text = chain(&error);
             assert!(
@@ -424,13 +362,6 @@ mod tests {
             );
             assert!(error.hint().unwrap().contains(hint), "{error}");
         }
-    }
-
-    #[test]
-    fn the_guest_has_a_console_only_when_it_is_asked_for() {
-        assert!(!cmdline(false).contains("console="));
-        assert!(cmdline(true).contains("console=ttyS0"));
-        assert!(cmdline(false).ends_with(" 8250.nr_uarts=0"));
     }
 
     #[tokio::test]

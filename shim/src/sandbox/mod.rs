@@ -8,6 +8,7 @@
 //! the agent's connection) ends the whole: [`Gone`] has the reason, the VMM is stopped and no
 //! connection is waited for any more.
 
+mod assets;
 mod boot;
 mod shutdown;
 
@@ -15,9 +16,10 @@ use std::sync::Arc;
 
 use agent_protocol::AgentClient;
 
-pub use boot::{BootError, CMDLINE, Plan};
+pub use assets::{AssetError, CMDLINE};
+pub use boot::{BootError, Plan};
 
-use crate::network::Cards;
+use crate::network::{Cards, Network};
 use crate::ports::Ports;
 use crate::state_dir::StateDir;
 use crate::supervise::{Gone, Supervised};
@@ -38,6 +40,8 @@ pub struct Sandbox {
     pub agent: AgentClient,
     /// Its network cards.
     pub cards: Cards,
+    /// The network that the VMM is in: that of its first container.
+    pub network: Network,
 }
 
 impl Sandbox {
@@ -56,7 +60,8 @@ impl Sandbox {
             Supervised::new("idle", child.expect("sleep is installed"))
         };
         let vmm = idle();
-        let cards = Cards::new(vmm.pid, control.clone(), agent.clone());
+        let cards = Cards::new(control.clone(), agent.clone());
+        let network = cards.network_of(vmm.pid).expect("the process lives");
         Self {
             state,
             control,
@@ -65,7 +70,8 @@ impl Sandbox {
             gone: Gone::default(),
             ports: Arc::default(),
             agent,
-            cards: cards.expect("the process lives"),
+            cards,
+            network,
         }
     }
 }

@@ -32,7 +32,6 @@ impl Sandbox {
                 warn!("the agent does not shut down: {e}");
             }
         }
-        self.cards.disconnect().await;
         // Once the agent has answered, the guest holds nothing that matters: no need to wait for it.
         let vmm = Some((&self.vmm, &self.control));
         end(vmm, Some(&self.fs_daemon), &self.state).await

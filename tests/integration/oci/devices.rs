@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use super::{demand, fact, limit, push, section};
+use super::{demand, fact, limit, push, same, section};
 
 fn device(spec: &mut Value, device: Value) {
     push(&mut spec["linux"]["devices"], device);
@@ -32,15 +32,25 @@ fn devices() {
                 fact("a default device may be listed", "stat -c '%t:%T %a' /dev/zero", "1:5 600"),
             ],
         );
-        cases.refused(
-            limit("path may be outside /dev"),
-            |spec| {
-                let null = json!({ "path": "/srv/null", "type": "c", "major": 1, "minor": 3 });
-                device(spec, null);
-            },
-            "linux.devices[/srv/null]",
-        );
-        fs::write(cases.bundle.path("rootfs/srv/taken"), "").expect("make a file");
+        cases.story(demand("path may be outside /dev"), |stage| {
+            let _ = fs::remove_dir_all(stage.bundle.path("rootfs/opt"));
+            // Again: the root is one that has been used before.
+            for _ in 0..2 {
+                let run = stage.run(|spec| {
+                    let null = json!({ "path": "/opt/own/null", "type": "c", "major": 1, "minor": 3,
+                                       "fileMode": 0o662, "uid": 1, "gid": 2 });
+                    device(spec, null);
+                    spec["root"]["readonly"] = json!(true);
+                    let script = "cd /opt/own; stat -c '%F %t:%T %a %u:%g' null; echo lost >null";
+                    spec["process"]["args"] = json!(["/bin/sh", "-c", script]);
+                });
+                let expected = "character special file 1:3 662 1:2";
+                same((run.status, run.stdout.trim()), (0, expected))
+                    .map_err(|differs| format!("{differs}: {}", run.stderr.trim()))?;
+            }
+            Ok(())
+        });
+        fs::write(cases.bundle.path("rootfs/srv/taken"), "tide").expect("make a file");
         cases.refused(
             demand("another file at path is an error")
                 .unproven("both leave the file that is there"),

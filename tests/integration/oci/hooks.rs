@@ -174,6 +174,18 @@ fn failures() {
                 same((run.status, run.stdout.as_str()), (1, ""))
             },
         );
+        cases.story(
+            demand("after a startContainer hook that fails poststop hooks are called"),
+            |stage| {
+                let hooks = json!({
+                    "startContainer": [{ "path": "/bin/false" }],
+                    "poststop": [logs(stage, "poststop")],
+                });
+                let run = stage.run(|spec| echo(spec, &hooks));
+                same((run.status, run.stdout.as_str()), (1, ""))?;
+                same(stage.bundle.take_log(), vec!["poststop stopped".to_owned()])
+            },
+        );
         cases.story(demand("a poststart hook that fails is an error"), |stage| {
             let run = stage.run(|spec| echo(spec, &json!({ "poststart": [fails(stage)] })));
             same(run.status, 1)?;

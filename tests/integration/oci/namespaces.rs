@@ -184,6 +184,30 @@ fn joined() {
         let demands = JOINED.each_ref().map(|(_, _, demand)| demand);
         cases.judge(&demands, join_all);
         cases.story(
+            demand("sysctl of a network namespace that is not joined with the others is its own"),
+            |stage| {
+                let file = "/proc/sys/net/core/somaxconn";
+                let (theirs, ours) = stage.beside(
+                    |_| {},
+                    |first, pid| {
+                        let ours = stage.run(|spec| {
+                            without(spec, "ipc");
+                            let path = format!("/proc/{pid}/ns/ipc");
+                            let joined = json!({ "type": "ipc", "path": path });
+                            push(&mut spec["linux"]["namespaces"], joined);
+                            spec["linux"]["sysctl"] = json!({ "net.core.somaxconn": "321" });
+                            spec["process"]["args"] = json!(["/bin/cat", file]);
+                        });
+                        (first.exec("look", &["/bin/cat", file]), ours)
+                    },
+                );
+                same((ours.status, ours.stdout.trim()), (0, "321"))
+                    .map_err(|differs| format!("{differs}: {}", ours.stderr.trim()))?;
+                same(theirs.status, 0)?;
+                same(theirs.stdout.trim() == "321", false)
+            },
+        );
+        cases.story(
             demand("a path of another type's namespace is an error"),
             |stage| {
                 let run = stage.beside(

@@ -1,5 +1,7 @@
 //! config-linux.md: seccomp. Busybox's applets make the system calls.
 
+use std::os::unix::net::UnixListener;
+
 use serde_json::{Value, json};
 
 use super::{demand, fact, limit, section};
@@ -134,14 +136,19 @@ fn seccomp() {
             },
             "names",
         );
+        // What runtimes send waits there; no system call that the listener decides on is made.
+        let socket = cases.bundle.path("listener");
+        let _listener = UnixListener::bind(&socket).expect("listen");
         cases.refused(
-            limit("SCMP_ACT_NOTIFY"),
+            limit("SCMP_ACT_NOTIFY with a listenerPath"),
             |spec| {
-                spec["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
-                    rule(&["mkdir"], "SCMP_ACT_NOTIFY"),
-                ] });
+                spec["linux"]["seccomp"] = json!({
+                    "defaultAction": "SCMP_ACT_ALLOW",
+                    "listenerPath": socket,
+                    "syscalls": [rule(&["mkdir"], "SCMP_ACT_NOTIFY")],
+                });
             },
-            "SCMP_ACT_NOTIFY",
+            "linux.seccomp.syscalls[].action",
         );
     });
 }
