@@ -6,12 +6,14 @@
 //!             │          └─▶ cgroup   limits, freezing, memory kills
 //!             ├─▶ network  cards become the container's interfaces
 //!             ├─▶ forward  vsock ↔ the containers' ports
+//!             ├─▶ names    127.0.0.11:53 ↔ the engine's resolver on the host
 //!             └─▶ shares, events      reaper: who ended, and how
 //! ```
 //! One thread. Nothing here waits in a system call that a container or the host can hold up: what
 //! might, runs in an operation.
 
 pub mod boot;
+pub mod bpf;
 pub mod cgroup;
 pub mod connection;
 pub mod container;
@@ -20,6 +22,7 @@ pub mod events;
 pub mod forward;
 pub mod host;
 pub mod logging;
+pub mod names;
 pub mod network;
 pub mod operation;
 pub mod reaper;

@@ -17,11 +17,12 @@ use oci_spec::runtime::{
 use super::block_volumes::{self, BlockVolume};
 use super::capabilities;
 use super::copy_up::{self, CopyUp};
-use super::devices::{self, DeviceError, Disk, Instruction};
+use super::devices::{self, DeviceError, Disk};
 use super::mounts;
 use super::namespaces::{self, Neighbour, UserNamespace};
 use super::seccomp;
 use super::user_namespace::IdMaps;
+use crate::bpf::Instruction;
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]

@@ -9,11 +9,15 @@
 //! at the namespace, plugs a tap into a card for each interface it finds, and has the agent give
 //! the card that interface's name, addresses, routes and neighbours. From then on the kernel tells
 //! when something has changed there (`follow`), and it looks again.
+//!
+//! dockerd's resolver, which is in the namespace for networks that users have defined, is asked for
+//! the guest (`resolver`).
 
 mod follow;
 mod inspect;
 mod namespace;
 mod redirect;
+mod resolver;
 mod tap;
 
 use std::fs::File;
@@ -27,9 +31,11 @@ use agent_protocol::{self as agent, AgentClient};
 use log::warn;
 use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
 use vmm_control::{MacAddress, Nic, RateLimit};
 
 use crate::error::{TaskError, chain};
+use crate::ports::Ports;
 use crate::vmm_process::Control;
 
 /// What the taps are called; the kernel counts.
@@ -74,6 +80,12 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
+    /// The namespace's sockets.
+    #[error("find the resolver in the container's network namespace")]
+    Sockets(#[source] io::Error),
+    /// The guest does not ask.
+    #[error("the guest's agent did not connect to ask for names")]
+    Names(#[source] io::Error),
     /// More interfaces than cards.
     #[error("the container has {0} network interfaces, a virtual machine at most {CARDS}")]
     TooMany(usize),
@@ -86,6 +98,7 @@ pub struct Cards {
     namespace: Arc<File>,
     control: Control,
     agent: AgentClient,
+    ports: Arc<Ports>,
     /// What the cards are. One looks at the namespace at a time.
     plugged: Arc<Mutex<Plugged>>,
     /// Looks again at each change, until it is aborted.
@@ -99,6 +112,8 @@ struct Plugged {
     interfaces: [Option<u32>; CARDS],
     /// What the agent was told last.
     told: agent::NetworkRequest,
+    /// Whether the guest may ask the engine's resolver.
+    names: bool,
 }
 
 /// What a look at the namespace has found to be done.
@@ -115,7 +130,12 @@ impl Cards {
     ///
     /// # Errors
     /// When its namespace cannot be opened.
-    pub fn new(pid: u32, control: Control, agent: AgentClient) -> Result<Self, NetworkError> {
+    pub fn new(
+        pid: u32,
+        control: Control,
+        agent: AgentClient,
+        ports: Arc<Ports>,
+    ) -> Result<Self, NetworkError> {
         let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
         let namespace =
             File::open(&path).map_err(|source| NetworkError::Namespace { path, source })?;
@@ -123,6 +143,7 @@ impl Cards {
             namespace: namespace.into(),
             control,
             agent,
+            ports,
             plugged: Arc::default(),
             follower: Arc::default(),
         })
@@ -175,7 +196,29 @@ impl Cards {
             self.agent.configure(context, &change.configuration).await?;
             plugged.told = change.configuration;
         }
+        // Engines make it before the interface that it answers for.
+        let there = resolver::is_in(&self.namespace).map_err(|e| TaskError::failed(&e))?;
+        if there && !plugged.names {
+            self.take_questions().await?;
+            plugged.names = true;
+        }
         Ok(())
+    }
+
+    /// Has the agent ask the engine's resolver what containers ask it.
+    async fn take_questions(&self) -> Result<(), TaskError> {
+        let expected = self.ports.expect();
+        let request = agent::ResolveRequest {
+            host_port: expected.port,
+            ..Default::default()
+        };
+        let context = ttrpc::context::with_duration(CONFIGURE_PATIENCE);
+        self.agent.resolve(context, &request).await?;
+        let connected = timeout(CONFIGURE_PATIENCE, expected.connected()).await;
+        let connection = connected
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(|e| TaskError::failed(&NetworkError::Names(e)))?;
+        resolver::serve(&self.namespace, connection).map_err(|e| TaskError::failed(&e))
     }
 
     /// Gives the interfaces back to the namespace, which may outlive the machine.

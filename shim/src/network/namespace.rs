@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::thread;
 
+use log::warn;
 use nix::sched::{CloneFlags, setns};
 
 use super::NetworkError;
@@ -25,6 +27,25 @@ pub(super) fn inside<T: Send>(
 ) -> Result<T, NetworkError> {
     let enter = || setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| error(errno.into()));
     on_moved_thread(enter, work)
+}
+
+/// Runs `work` on a thread that is in the namespace until `work` ends. What it returns as an error is
+/// logged.
+pub(super) fn stay_inside(
+    namespace: &File,
+    name: &'static str,
+    work: impl FnOnce() -> io::Result<()> + Send + 'static,
+) -> Result<(), NetworkError> {
+    let namespace = namespace.try_clone().map_err(error)?;
+    let run = move || {
+        let entered = setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(io::Error::from);
+        drop(namespace);
+        if let Err(e) = entered.and_then(|()| work()) {
+            warn!("thread {name}: {e}");
+        }
+    };
+    let spawned = thread::Builder::new().name(name.to_owned()).spawn(run);
+    spawned.map(drop).map_err(error)
 }
 
 /// A connection to the namespace's kernel. It is closed with the last handle.

@@ -222,7 +222,12 @@ impl Booting {
         });
         let agent = self.greet(rpc, config).await?;
         let (vmm, control) = self.vmm.as_ref().expect("started above");
-        let cards = Cards::new(vmm.pid, control.clone(), agent.clone())?;
+        let cards = Cards::new(
+            vmm.pid,
+            control.clone(),
+            agent.clone(),
+            Arc::clone(&self.ports),
+        )?;
         Ok((agent, cards))
     }
 

@@ -56,14 +56,15 @@ impl Sandbox {
             Supervised::new("idle", child.expect("sleep is installed"))
         };
         let vmm = idle();
-        let cards = Cards::new(vmm.pid, control.clone(), agent.clone());
+        let ports: Arc<Ports> = Arc::default();
+        let cards = Cards::new(vmm.pid, control.clone(), agent.clone(), Arc::clone(&ports));
         Self {
             state,
             control,
             vmm,
             fs_daemon: idle(),
             gone: Gone::default(),
-            ports: Arc::default(),
+            ports,
             agent,
             cards: cards.expect("the process lives"),
         }
