@@ -31,6 +31,7 @@ pub mod shares;
 pub mod stdio;
 pub mod sys;
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +47,7 @@ use crate::connection::Connection;
 use crate::container::Containers;
 use crate::events::Events;
 use crate::host::Host;
+use crate::network::Network;
 use crate::reaper::Reaper;
 use crate::server::Service;
 use crate::shares::Shares;
@@ -67,11 +69,12 @@ pub enum ServeError {
 /// Serves one shim, at the other end of `stream`, until it hangs up or has everything stopped.
 ///
 /// The process must be its children's reaper (PID 1, or `PR_SET_CHILD_SUBREAPER`), and have one
-/// thread. Streams of containers go to `host`.
+/// thread. Streams of containers go to `host`. `cards` is the network namespace that the network cards
+/// are in.
 ///
 /// # Errors
 /// All of `ServeError`.
-pub async fn serve<S>(host: Host, stream: S) -> Result<(), ServeError>
+pub async fn serve<S>(host: Host, cards: File, stream: S) -> Result<(), ServeError>
 where
     S: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static,
 {
@@ -82,7 +85,7 @@ where
         host,
         containers: Containers::new(host, reaper, Arc::clone(&events)),
         shares: Arc::new(Shares::default()),
-        network: Arc::default(),
+        network: Arc::new(Network::new(cards)),
         events,
         stopped: Arc::clone(&stopped),
     };

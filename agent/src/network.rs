@@ -4,17 +4,23 @@
 //! Threat: none of its own; what comes in is the shim's. Names end up in the kernel alone.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::net::{AddrParseError, IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::ParseIntError;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::AsRawFd;
 
 use agent_protocol::{Interface, Neighbour, NetworkRequest, Route};
 use futures::TryStreamExt;
+use nix::sched::{CloneFlags, setns};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
+
+/// The namespace that this process is in.
+const THIS_NAMESPACE: &str = "/proc/self/ns/net";
 
 /// Why the network is not as it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +28,9 @@ pub enum NetworkError {
     /// No netlink socket.
     #[error("open a netlink socket")]
     Socket(#[source] std::io::Error),
+    /// The namespace of the container, or that of the idle cards.
+    #[error("enter a network namespace")]
+    Namespace(#[source] std::io::Error),
     /// A text that is not what it stands for.
     #[error("{0:?} is no {1}")]
     Text(String, &'static str),
@@ -38,14 +47,23 @@ pub enum NetworkError {
     },
 }
 
-/// The network as the host has described it last.
-#[derive(Default)]
+/// The network cards, and what the host has described last. Those that are no interface are kept apart,
+/// in a namespace of their own: a container sees its interfaces and no other.
 pub struct Network {
+    idle: File,
     /// Held over a change: one after the other.
     last: Mutex<NetworkRequest>,
 }
 
 impl Network {
+    /// With the namespace that all cards are in.
+    pub fn new(idle: File) -> Self {
+        Self {
+            idle,
+            last: Mutex::default(),
+        }
+    }
+
     /// Makes the cards what a request describes, and undoes what an earlier one described and this
     /// one does not. What the container has made itself stays. Neighbours go with their interface.
     ///
@@ -53,22 +71,79 @@ impl Network {
     /// All of `NetworkError`; what was done before it stays.
     pub async fn configure(&self, request: &NetworkRequest) -> Result<(), NetworkError> {
         let mut last = self.last.lock().await;
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
-        let served = tokio::spawn(connection);
-        undo(&handle, &last, request).await;
-        let configured = configure_with(&handle, request).await;
+        let here = File::open(THIS_NAMESPACE).map_err(NetworkError::Namespace)?;
+        let (handle, served) = connection()?;
+        let (idle, idle_served) = inside(&self.idle, &here, connection)??;
+        undo(&handle, &self.idle, &last, request).await;
+        let configured = async {
+            fetch(&idle, &handle, &here, request).await?;
+            configure_with(&handle, request).await
+        };
+        let configured = configured.await;
         served.abort();
+        idle_served.abort();
         last.clone_from(request);
         configured
     }
 }
 
+/// A connection to the kernel for the namespace that this process is in, and the task that serves it.
+fn connection() -> Result<(Handle, JoinHandle<()>), NetworkError> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
+    Ok((handle, tokio::spawn(connection)))
+}
+
+/// Runs `work` in a namespace. The process has one thread, and comes back.
+fn inside<T>(there: &File, here: &File, work: impl FnOnce() -> T) -> Result<T, NetworkError> {
+    let enter = |namespace: &File| {
+        let entered = setns(namespace, CloneFlags::CLONE_NEWNET);
+        entered.map_err(|errno| NetworkError::Namespace(errno.into()))
+    };
+    enter(there)?;
+    let done = work();
+    enter(here)?;
+    Ok(done)
+}
+
+/// Brings the cards that a request names here, if they are not.
+async fn fetch(
+    idle: &Handle,
+    handle: &Handle,
+    here: &File,
+    request: &NetworkRequest,
+) -> Result<(), NetworkError> {
+    let present = links(handle).await?;
+    let waiting = links(idle).await?;
+    for interface in &request.interfaces {
+        if index_of(&present, interface).is_ok() {
+            continue;
+        }
+        let index = index_of(&waiting, interface)?;
+        let named = LinkUnspec::new_with_index(index).name(idle_name(index));
+        let named = idle.link().set(named.build()).execute();
+        named.await.map_err(kernel("name a network card"))?;
+        let moved = LinkUnspec::new_with_index(index).setns_by_fd(here.as_raw_fd());
+        let moved = idle.link().set(moved.build()).execute();
+        moved.await.map_err(kernel("move a network card"))?;
+    }
+    Ok(())
+}
+
+/// A name that is in nobody's way.
+fn idle_name(index: u32) -> String {
+    format!("card{index}")
+}
+
+async fn links(handle: &Handle) -> Result<Vec<LinkMessage>, NetworkError> {
+    let links = handle.link().get().execute().try_collect().await;
+    links.map_err(kernel("list network cards"))
+}
+
 /// Undoes what `last` has and `next` has not. What is not there any more needs no undoing.
-async fn undo(handle: &Handle, last: &NetworkRequest, next: &NetworkRequest) {
-    let Ok(links) = handle.link().get().execute().try_collect().await else {
+async fn undo(handle: &Handle, idle: &File, last: &NetworkRequest, next: &NetworkRequest) {
+    let Ok(links) = links(handle).await else {
         return;
     };
-    let links: Vec<LinkMessage> = links;
     let index = |name: &str| {
         let interface = last.interfaces.iter().find(|it| it.name == name)?;
         index_of(&links, interface).ok()
@@ -90,7 +165,7 @@ async fn undo(handle: &Handle, last: &NetworkRequest, next: &NetworkRequest) {
             remove_address(handle, index, address).await;
         }
         if kept.is_none() {
-            take_down(handle, index, interface).await;
+            take_down(handle, idle, index, interface).await;
         }
     }
 }
@@ -109,47 +184,23 @@ async fn remove_address(handle: &Handle, index: u32, address: &str) {
     }
 }
 
-/// A card that is no interface any more gets its own address back, by which it is found, and a name
-/// that is in nobody's way.
-async fn take_down(handle: &Handle, index: u32, interface: &Interface) {
+/// A card that is no interface any more gets its own address back, by which it is found, and goes to
+/// the idle ones.
+async fn take_down(handle: &Handle, idle: &File, index: u32, interface: &Interface) {
     let down = LinkUnspec::new_with_index(index).down();
     let _ = handle.link().set(down.build()).execute().await;
     if let Ok(mac) = hardware_address(&interface.card) {
-        let name = format!("unused{index}");
-        let idle = LinkUnspec::new_with_index(index).name(&name).address(mac);
-        let _ = handle.link().set(idle.build()).execute().await;
+        let card = LinkUnspec::new_with_index(index)
+            .name(idle_name(index))
+            .address(mac);
+        let _ = handle.link().set(card.build()).execute().await;
     }
-}
-
-/// Moves every network card of the machine into another namespace, as it is.
-///
-/// # Errors
-/// `Socket`, `Kernel`.
-pub async fn move_cards(namespace: BorrowedFd<'_>) -> Result<(), NetworkError> {
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
-    let served = tokio::spawn(connection);
-    let moved = async {
-        let links = handle.link().get().execute().try_collect().await;
-        let links: Vec<LinkMessage> = links.map_err(kernel("list network cards"))?;
-        for link in links {
-            if link.header.flags.contains(LinkFlags::Loopback) {
-                continue;
-            }
-            let card =
-                LinkUnspec::new_with_index(link.header.index).setns_by_fd(namespace.as_raw_fd());
-            let moved = handle.link().set(card.build()).execute();
-            moved.await.map_err(kernel("move a network card"))?;
-        }
-        Ok(())
-    };
-    let moved = moved.await;
-    served.abort();
-    moved
+    let gone = LinkUnspec::new_with_index(index).setns_by_fd(idle.as_raw_fd());
+    let _ = handle.link().set(gone.build()).execute().await;
 }
 
 async fn configure_with(handle: &Handle, request: &NetworkRequest) -> Result<(), NetworkError> {
-    let links = handle.link().get().execute().try_collect().await;
-    let links: Vec<LinkMessage> = links.map_err(kernel("list network cards"))?;
+    let links = links(handle).await?;
     let mut indexes = HashMap::new();
     for interface in &request.interfaces {
         let index = index_of(&links, interface)?;

@@ -24,7 +24,7 @@ use super::plan::PlanError;
 use crate::operation::{self, OperationError};
 use crate::reaper::Reaper;
 use crate::stdio::Streams;
-use crate::{network, sys};
+use crate::sys;
 
 /// Where namespaces are mounted so that they have a path.
 const NAMESPACES: &str = "/run/hull/namespaces";
@@ -87,7 +87,7 @@ pub async fn create(reaper: &Reaper, id: &str, maps: &IdMaps) -> Result<(), Oper
         pin(maps, &user, &network).map_err(|error| error.to_string())
     })
     .await?;
-    let moved = enter_network(&network).await;
+    let moved = enter_network(&network);
     unpin(&network);
     moved.map_err(|message| OperationError::Failed {
         what: "move into the container's network namespace",
@@ -155,12 +155,9 @@ fn pin(maps: &IdMaps, user: &Path, network: &Path) -> io::Result<()> {
     pinned
 }
 
-/// Moves the cards and this process, which has one thread, into the namespace.
-async fn enter_network(path: &Path) -> Result<(), String> {
+/// Moves this process, which has one thread, into the namespace.
+fn enter_network(path: &Path) -> Result<(), String> {
     let namespace = File::open(path).map_err(|error| error.to_string())?;
-    network::move_cards(namespace.as_fd())
-        .await
-        .map_err(|error| crate::error_chain(&error))?;
     setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| errno.desc().to_owned())?;
     sys::bring_up_loopback().map_err(|error| error.to_string())
 }
