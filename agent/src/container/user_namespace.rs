@@ -2,8 +2,8 @@
 //!
 //! libcontainer makes one itself, but would then ask systemd for the cgroup, and there is none here;
 //! a namespace with a path it joins. So one is made here, with a network namespace that belongs to
-//! it, as it does with runc: who is root in it may bind port 80, and mount sysfs. The agent and
-//! the network cards move into that: this machine has one container.
+//! it, as it does with runc: who is root in it may bind port 80, and mount sysfs. The agent moves into
+//! that, and fetches the network cards there: this machine has one container.
 //!
 //! Threat: maps come from the configuration; the kernel checks them, and says no to what overlaps.
 
@@ -76,8 +76,8 @@ pub fn path(id: &str) -> PathBuf {
     Path::new(NAMESPACES).join(id)
 }
 
-/// Makes the user namespace of container `id`, and a network namespace of its own, into which agent
-/// and network cards move.
+/// Makes the user namespace of container `id`, and a network namespace of its own, into which the
+/// agent moves.
 ///
 /// # Errors
 /// When the kernel refuses a map, or anything else.

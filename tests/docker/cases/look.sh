@@ -3,7 +3,7 @@
 #: `logs`, `--tail`, `--since`, `-t`, `-f`
 logs() {
 	docker run -d --name talker busybox sh -c 'for word in one two three; do echo $word; done; echo four >&2; sleep 3; echo five' >/dev/null
-	docker logs -f talker 2>&1
+	docker logs -f talker 2>/dev/null
 	docker logs --tail 2 talker
 	docker logs talker 2>&1 >/dev/null
 	docker logs --since 2001-01-01 --until 2002-01-01 talker
@@ -93,7 +93,7 @@ files() {
 	docker cp -q given box:/dir/given
 	docker start box
 	docker exec box cat /dir/given
-	docker run --rm boxed sh -c 'cat /new; tail -n 1 /etc/passwd; readlink /dir/link; stat -c %u /new; ls /etc/group' 2>&1 || echo "status $?"
+	docker run --rm boxed sh -c 'exec 2>&1; cat /new; tail -n 1 /etc/passwd; readlink /dir/link; stat -c %u /new; ls /etc/group' || echo "status $?"
 	docker rm -f box
 	docker rmi boxed >/dev/null
 }

@@ -5,7 +5,7 @@ named() {
 	docker volume create --label sea=north data
 	docker run --rm -v data:/data busybox sh -c 'echo tide >/data/file; chown 1000 /data/file'
 	docker run -d --name other -v data:/data:ro busybox sleep 1000 >/dev/null
-	docker exec other sh -c 'cat /data/file; stat -c %u /data/file; touch /data/x; echo "status $?"' 2>&1
+	docker exec other sh -c 'exec 2>&1; cat /data/file; stat -c %u /data/file; touch /data/x; echo "status $?"'
 	docker run --rm -v data:/data busybox sh -c 'echo late >/data/late'
 	wait_for docker exec other cat /data/late
 	docker volume ls --filter label=sea=north --format '{{.Name}} {{.Driver}}'
@@ -30,7 +30,7 @@ binds() {
 	mkdir -p there
 	echo host >there/file
 	docker run -d --name box -v "$PWD/there:/here" --mount "type=bind,source=$PWD/there,destination=/fixed,readonly" busybox sleep 1000 >/dev/null
-	docker exec box sh -c 'cat /here/file /fixed/file; touch /fixed/x; echo "status $?"; echo guest >/here/guest' 2>&1
+	docker exec box sh -c 'exec 2>&1; cat /here/file /fixed/file; touch /fixed/x; echo "status $?"; echo guest >/here/guest'
 	cat there/guest
 	echo changed >there/file
 	wait_for docker exec box grep -x changed /here/file
