@@ -61,7 +61,7 @@ attach() {
 	docker kill shell
 }
 
-#: `--restart no`, `on-failure:N`, `always`, `unless-stopped`
+#: `--restart no`, `on-failure:N`, `always`
 restart_policies() {
 	docker run -d --name fails --restart on-failure:2 busybox sh -c 'echo run >>/runs; exit 3' >/dev/null
 	docker run -d --name always --restart always busybox sh -c 'echo run >>/runs; test $(wc -l </runs) = 1 || sleep 1000' >/dev/null
@@ -75,7 +75,7 @@ restart_policies() {
 	wait_for sh -c 'docker inspect --format "{{.RestartCount}} {{.State.Status}}" once | grep -x "0 exited"'
 }
 
-#: a container that ends at once, ten times; nothing is lost of its output
+#: a container that ends at once, five times; nothing is lost of its output
 quick() {
 	for number in 1 2 3 4 5; do docker run --rm busybox sh -c "seq 1000 | tail -n 1; exit $number" || echo "status $?"; done
 }

@@ -8,7 +8,7 @@ bridge() {
 	docker run --rm busybox sh -c "ip route | sed 's/src .*//'; wget -q -O - http://$address/; ping -c 1 -W 10 172.17.0.1 | grep -c 'bytes from'; cat /sys/class/net/eth0/mtu"
 }
 
-#: user-defined networks: names, aliases, `--network-alias`, names from outside, reverse look-ups
+#: user-defined networks: names, `--network-alias`, reverse look-ups, names that nobody has
 names() {
 	docker network create --subnet 198.18.4.0/24 sea >/dev/null
 	docker run -d --name web --network sea --network-alias www busybox sh -c 'echo tide >/index.html; httpd -f -h /' >/dev/null
@@ -121,7 +121,7 @@ connect() {
 	docker network inspect --format '{{len .Containers}}' second
 }
 
-#: `-p`: a port, an address, a range, UDP, two ports to one; `-P`
+#: `-p`: a port, an address, a range, UDP, two ports to one
 ports() {
 	docker run -d --name web -p 8081:80 -p 127.0.0.1:8082:80 -p 8083-8084:83-84 -p 8085:53/udp busybox sh -c '
 		echo tide >/index.html; httpd -h /; httpd -p 84 -h /; nc -u -l -p 53 -e cat' >/dev/null

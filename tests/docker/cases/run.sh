@@ -100,7 +100,7 @@ out_of_memory() {
 	docker inspect --format '{{.State.OOMKilled}} {{.State.ExitCode}} {{.State.Status}}' hog
 }
 
-#: `--cpus` unset: all the CPUs of the host; `--memory` unset: its memory
+#: `--cpus` unset: all the CPUs of the host
 all_resources() {
 	test "$(docker run --rm busybox nproc)" = "$(nproc)"
 }
@@ -140,7 +140,7 @@ platform() {
 	says 125 'does not match' docker run --rm --pull never --platform linux/s390x busybox true
 }
 
-#: `--stop-signal`, `--stop-timeout`, `--attach`, `--cidfile`, `--mount type=tmpfs`, `--domainname`
+#: `--stop-signal`, `--stop-timeout`, `--cidfile`, `--mount type=tmpfs`, `--domainname`
 stop_options() {
 	docker run -d --name stopped --stop-signal USR1 --stop-timeout 60 --cidfile id --domainname sea.example \
 		--mount type=tmpfs,destination=/scratch busybox \

@@ -40,7 +40,7 @@ binds() {
 	docker kill box
 }
 
-#: single files: a configuration file; resolv.conf, hosts, hostname; rewritten in place
+#: single files: a configuration file, rewritten in place; hosts, hostname
 single_files() {
 	echo one >config
 	docker run -d --name box --hostname ship -v "$PWD/config:/etc/config:ro" busybox sleep 1000 >/dev/null
