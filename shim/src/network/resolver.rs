@@ -20,7 +20,7 @@ use agent_protocol::datagram;
 use agent_protocol::question::{self, MAX_MESSAGE, Question, Transport};
 use futures::stream::FuturesUnordered;
 use futures::{SinkExt, StreamExt};
-use log::debug;
+use log::{debug, warn};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
 use tokio::time::timeout;
@@ -67,7 +67,11 @@ pub(super) fn serve(namespace: &File, guest: UnixStream) -> Result<(), NetworkEr
     namespace::stay_inside(namespace, "names", move || {
         // What the engine asks other servers itself must find its way back.
         let range = super::redirect::ENGINE_PORTS;
-        std::fs::write(PORT_RANGE, format!("{} {}", range.start(), range.end()))?;
+        let range = format!("{} {}", range.start(), range.end());
+        if let Err(e) = std::fs::write(PORT_RANGE, &range) {
+            // Its own names it knows without.
+            warn!("write {range} to {PORT_RANGE}, for names that others answer for: {e}");
+        }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
