@@ -1,6 +1,6 @@
-//! The process that stands on the host for a container which joins a running machine: in its network
-//! namespace, with a pid of its own to tell containerd. (For a machine's first container it is
-//! hull-vmm.)
+//! The process that stands on the host for a container which joins a running machine: in the machine's
+//! network namespace, or in a new one if the container does not share the network, with a pid of its own
+//! to tell containerd. (For a machine's first container it is hull-vmm.)
 //!
 //! It is this program again, started with the one argument [`ARGUMENT`]; it does nothing.
 
@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::process::Stdio;
 
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use tokio::process::{Child, Command};
 
 use crate::spawn::spawn_from_thread;
@@ -25,11 +25,11 @@ pub struct PauseError {
     source: io::Error,
 }
 
-/// Starts one in a network namespace.
+/// Starts one in a network namespace, or in a new one without.
 ///
 /// # Errors
 /// When it cannot be started, or may not be in the namespace.
-pub fn start(namespace: &File) -> Result<Child, PauseError> {
+pub fn start(namespace: Option<&File>) -> Result<Child, PauseError> {
     let error = |what| move |source| PauseError { what, source };
     let mut command = Command::new("/proc/self/exe");
     command
@@ -39,7 +39,10 @@ pub fn start(namespace: &File) -> Result<Child, PauseError> {
         .stderr(Stdio::null())
         .kill_on_drop(true);
     let enter = || {
-        let entered = setns(namespace, CloneFlags::CLONE_NEWNET);
+        let entered = match namespace {
+            Some(namespace) => setns(namespace, CloneFlags::CLONE_NEWNET),
+            None => unshare(CloneFlags::CLONE_NEWNET),
+        };
         entered.map_err(|e| error("enter the network namespace")(e.into()))
     };
     spawn_from_thread(&mut command, enter, error("run this program"))

@@ -166,7 +166,9 @@ impl Runtime {
             let noted = sandbox.state.note_member(&request.id);
             noted.map_err(|e| TaskError::failed(&e))?;
             wanted.share(request, &sandbox.state)?;
-            let pause = pause_process::start(sandbox.cards.namespace());
+            // An engine may set up a network for one that does not share the machine's: elsewhere.
+            let shared = !wanted.guest.has_own_network();
+            let pause = pause_process::start(shared.then(|| sandbox.cards.namespace()));
             let pause = Supervised::new("pause", pause.map_err(|e| TaskError::failed(&e))?);
             let noted = sandbox.state.note_process(pause.pid);
             noted.map_err(|e| TaskError::failed(&e))?;
