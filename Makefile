@@ -11,7 +11,7 @@ BIN := $(TARGET_DIR)/$(TARGET)/release
 # keeps the flag away from build scripts and procedural macros.
 STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --release --locked --target $(TARGET)
 
-.PHONY: help demo test check unit vm-test conformance oci filesystem endurance fuzz build guest install clean
+.PHONY: help demo test check unit vm-test conformance oci filesystem test-docker endurance fuzz build guest install clean
 
 help: ## List the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -42,6 +42,9 @@ oci: ## The OCI specification's cases, on Hull, runc and crun, compared
 
 filesystem: ## fsx and POSIX cases in a container, on runc and on Hull, compared; half an hour
 	@tests/filesystem/run
+
+test-docker: ## Docker's features, on runc and on Hull, compared; CASES="run.limits names" for some; an hour
+	@tests/docker/run $(CASES)
 
 endurance: ## 200 lives of a container, 100 processes at once; half an hour
 	@tests/integration/run endurance:: --ignored

@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::reboot::{RebootMode, reboot};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::cgroup;
 use crate::disks;
+use crate::network::Namespace;
 use crate::sys;
 
 /// Open files of the agent, and the limit that containers start with unless they are given one.
@@ -41,6 +43,9 @@ pub enum BootError {
         /// The cause.
         source: io::Error,
     },
+    /// A network namespace for the containers.
+    #[error("make a network namespace")]
+    Network(#[source] io::Error),
     /// The interface `lo`.
     #[error("bring up the loopback interface")]
     Loopback(#[source] io::Error),
@@ -122,22 +127,33 @@ const MOUNTS: [Mount; 9] = [
     },
 ];
 
-/// Makes the system ready for containers.
+/// Makes the system ready for containers. Returns the network namespace that the cards are in, which this
+/// process has left.
 ///
 /// # Errors
 /// All of `BootError`.
-pub fn prepare() -> Result<(), BootError> {
+pub fn prepare() -> Result<Namespace, BootError> {
     for entry in &MOUNTS {
         mount_one(entry)?;
     }
     delegate_controllers()?;
     disks::link().map_err(BootError::Disks)?;
+    let cards = leave_cards().map_err(BootError::Network)?;
     sys::bring_up_loopback().map_err(BootError::Loopback)?;
     let limit = Rlimit {
         current: Some(MAX_OPEN_FILES),
         maximum: Some(MAX_OPEN_FILES),
     };
-    setrlimit(Resource::Nofile, limit).map_err(|errno| BootError::OpenFiles(errno.into()))
+    setrlimit(Resource::Nofile, limit).map_err(|errno| BootError::OpenFiles(errno.into()))?;
+    Ok(cards)
+}
+
+/// Enters a network namespace without cards (`network` fetches those that are needed), and opens the
+/// one before it.
+fn leave_cards() -> io::Result<Namespace> {
+    let cards = Namespace::own()?;
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    Ok(cards)
 }
 
 /// Writes a line to the kernel's log, the one place that is always there.

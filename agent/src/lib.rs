@@ -6,12 +6,14 @@
 //!             │          └─▶ cgroup   limits, freezing, memory kills
 //!             ├─▶ network  cards become the container's interfaces
 //!             ├─▶ forward  vsock ↔ the containers' ports
+//!             ├─▶ names    127.0.0.11:53 ↔ the engine's resolver on the host
 //!             └─▶ shares, events      reaper: who ended, and how
 //! ```
 //! One thread. Nothing here waits in a system call that a container or the host can hold up: what
 //! might, runs in an operation.
 
 pub mod boot;
+pub mod bpf;
 pub mod cgroup;
 pub mod connection;
 pub mod container;
@@ -20,6 +22,7 @@ pub mod events;
 pub mod forward;
 pub mod host;
 pub mod logging;
+pub mod names;
 pub mod network;
 pub mod operation;
 pub mod processors;
@@ -44,6 +47,7 @@ use crate::connection::Connection;
 use crate::container::Containers;
 use crate::events::Events;
 use crate::host::Host;
+use crate::network::{Namespace, Networks};
 use crate::reaper::Reaper;
 use crate::server::Service;
 use crate::shares::Shares;
@@ -65,11 +69,12 @@ pub enum ServeError {
 /// Serves one shim, at the other end of `stream`, until it hangs up or has everything stopped.
 ///
 /// The process must be its children's reaper (PID 1, or `PR_SET_CHILD_SUBREAPER`), and have one
-/// thread. Streams of containers go to `host`.
+/// thread. Streams of containers go to `host`. `cards` is the network namespace that the network cards
+/// are in.
 ///
 /// # Errors
 /// All of `ServeError`.
-pub async fn serve<S>(host: Host, stream: S) -> Result<(), ServeError>
+pub async fn serve<S>(host: Host, cards: Namespace, stream: S) -> Result<(), ServeError>
 where
     S: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static,
 {
@@ -80,7 +85,7 @@ where
         host,
         containers: Containers::new(host, reaper, Arc::clone(&events)),
         shares: Arc::new(Shares::default()),
-        networks: Arc::default(),
+        networks: Arc::new(Networks::new(cards)),
         events,
         stopped: Arc::clone(&stopped),
     };

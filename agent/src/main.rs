@@ -17,7 +17,7 @@ fn main() {
 }
 
 fn run() -> anyhow::Result<()> {
-    boot::prepare()?;
+    let cards = boot::prepare()?;
     logging::start();
     // One thread: the agent forks (see `sys::fork`).
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -30,6 +30,8 @@ fn run() -> anyhow::Result<()> {
             .await
             .context("connect to the shim")?;
         logging::send_to(host).await;
-        hull_agent::serve(host, shim).await.map_err(Into::into)
+        hull_agent::serve(host, cards, shim)
+            .await
+            .map_err(Into::into)
     })
 }

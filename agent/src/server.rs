@@ -7,8 +7,8 @@ use std::sync::Arc;
 use agent_protocol::{
     Agent, ContainerId, CreateRequest, CreateResponse, Empty, Event, ExecRequest, ForwardRequest,
     HelloRequest, HelloResponse, NetworkId, NetworkRequest, PROTOCOL_VERSION, PidsResponse,
-    Process, ProcessId, ResizeRequest, SignalRequest, StartResponse, StatsResponse, Stdio,
-    UpdateRequest,
+    Process, ProcessId, ResizeRequest, ResolveRequest, SignalRequest, StartResponse, StatsResponse,
+    Stdio, UpdateRequest,
 };
 use async_trait::async_trait;
 use tokio::sync::Notify;
@@ -24,6 +24,7 @@ use crate::error_chain;
 use crate::events::Events;
 use crate::forward::{self, ForwardError, Protocol};
 use crate::host::Host;
+use crate::names;
 use crate::network::Networks;
 use crate::shares::Shares;
 use crate::stdio::{Ports, StdioError};
@@ -201,6 +202,13 @@ impl Agent for Service {
                 Err(status(Code::UNAVAILABLE, error_chain(&error)))
             }
             Err(error @ ForwardError::Host { .. }) => Err(internal(error)),
+        }
+    }
+
+    async fn resolve(&self, _: &TtrpcContext, req: ResolveRequest) -> ttrpc::Result<Empty> {
+        match names::serve(self.host, req.host_port).await {
+            Ok(()) => Ok(Empty::default()),
+            Err(error) => Err(internal(error)),
         }
     }
 

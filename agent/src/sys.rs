@@ -166,6 +166,33 @@ pub fn bring_up_loopback() -> io::Result<()> {
     Ok(())
 }
 
+/// What a BPF program of a cgroup decides on.
+#[derive(Clone, Copy, Debug)]
+pub enum ProgramKind {
+    /// The use of devices (`BPF_PROG_TYPE_CGROUP_DEVICE`).
+    Device,
+    /// Addresses of sockets (`BPF_PROG_TYPE_CGROUP_SOCK_ADDR`), with its `enum bpf_attach_type`.
+    SocketAddress(u32),
+}
+
+impl ProgramKind {
+    /// `enum bpf_prog_type`.
+    fn program(self) -> u32 {
+        match self {
+            Self::Device => 15,
+            Self::SocketAddress(_) => 18,
+        }
+    }
+
+    /// `enum bpf_attach_type`.
+    fn attachment(self) -> u32 {
+        match self {
+            Self::Device => 6,
+            Self::SocketAddress(attachment) => attachment,
+        }
+    }
+}
+
 /// The part of `union bpf_attr` (linux/bpf.h) that `BPF_PROG_LOAD` needs; the rest is zero.
 #[repr(C)]
 struct LoadProgram {
@@ -173,6 +200,9 @@ struct LoadProgram {
     count: u32,
     instructions: u64,
     license: u64,
+    /// Log, versions, flags, name and network card.
+    unused: [u32; 11],
+    attachment: u32,
 }
 
 /// Likewise for `BPF_PROG_ATTACH`.
@@ -184,20 +214,21 @@ struct AttachProgram {
     flags: u32,
 }
 
-/// Loads a program that decides on the use of devices (`BPF_PROG_TYPE_CGROUP_DEVICE`).
+/// Loads a program.
 ///
 /// # Errors
 /// `bpf(2)`: `EINVAL` or `EACCES` if the kernel's verifier refuses it.
-pub fn load_device_filter(instructions: &[u64]) -> io::Result<OwnedFd> {
+pub fn load_program(kind: ProgramKind, instructions: &[u64]) -> io::Result<OwnedFd> {
     const BPF_PROG_LOAD: libc::c_int = 5;
-    const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
     // The kernel checks that addresses are the process's own; a pointer fits in 64 bits.
     let address = |pointer: *const u8| pointer.addr() as u64;
     let load = LoadProgram {
-        kind: BPF_PROG_TYPE_CGROUP_DEVICE,
+        kind: kind.program(),
         count: u32::try_from(instructions.len()).map_err(io::Error::other)?,
         instructions: address(instructions.as_ptr().cast()),
         license: address(c"Apache-2.0".as_ptr().cast()),
+        unused: [0; 11],
+        attachment: kind.attachment(),
     };
     // SAFETY: the kernel reads `size_of::<LoadProgram>()` bytes of `load`, `count` instructions of
     // eight bytes and the license up to its NUL; all of them live across the call.
@@ -218,14 +249,17 @@ pub fn load_device_filter(instructions: &[u64]) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// What `bpf(2)` says.
-pub fn attach_device_filter(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+pub fn attach_program(
+    cgroup: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+    kind: ProgramKind,
+) -> io::Result<()> {
     const BPF_PROG_ATTACH: libc::c_int = 8;
-    const BPF_CGROUP_DEVICE: u32 = 6;
     const BPF_F_ALLOW_MULTI: u32 = 2;
     let attach = AttachProgram {
         target: cgroup.as_raw_fd(),
         program: program.as_raw_fd(),
-        kind: BPF_CGROUP_DEVICE,
+        kind: kind.attachment(),
         flags: BPF_F_ALLOW_MULTI,
     };
     // SAFETY: the kernel reads `size_of::<AttachProgram>()` bytes of `attach`, which lives across
@@ -239,6 +273,27 @@ pub fn attach_device_filter(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> 
         )
     })?;
     Ok(())
+}
+
+/// The number that BPF programs know this network namespace by (`SO_NETNS_COOKIE`).
+///
+/// # Errors
+/// What `socket(2)` or `getsockopt(2)` says.
+pub fn network_namespace_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).expect("eight");
+    // SAFETY: the kernel writes at most `length` bytes, which `cookie` has, and their number.
+    Errno::result(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    })?;
+    Ok(cookie)
 }
 
 #[cfg(test)]

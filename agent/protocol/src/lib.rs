@@ -5,11 +5,13 @@
 //! guest (CID 3)                                host (CID 2)
 //!   hull-agent ── connects ─▶ RPC_PORT      one connection; the agent is the ttrpc server on it
 //!   hull-agent ── connects ─▶ a stream port one connection for each standard stream or
-//!                                           forward; the shim named the port in its request
+//!                                           forward, and one for questions about names; the
+//!                                           shim named the port in its request
 //!   hull-agent ── connects ─▶ LOG_PORT      its log, a line each, for the shim's own
 //! ```
 
 pub mod datagram;
+pub mod question;
 
 use std::path::{Path, PathBuf};
 

@@ -29,7 +29,7 @@ use crate::network::Namespace;
 use crate::operation::{self, OperationError};
 use crate::reaper::{Exit, Reaper};
 use crate::stdio::{Ports, StdioError, Streams, Terminal};
-use crate::sys;
+use crate::sys::{self, ProgramKind};
 
 /// libcontainer's state, a directory for each container.
 const CONTAINERS: &str = "/run/hull/containers";
@@ -349,8 +349,8 @@ async fn make_device_nodes(reaper: &Reaper, plan: &Plan) -> Result<(), Operation
 /// Before the user's program runs; the init's own work on /dev is done.
 fn filter_devices(id: &str, plan: &Plan) -> io::Result<()> {
     let cgroup = fs::File::open(Cgroup::at(&plan::cgroup_path(id)).directory())?;
-    let program = sys::load_device_filter(&plan.device_filter)?;
-    sys::attach_device_filter(cgroup.as_fd(), program.as_fd())
+    let program = sys::load_program(ProgramKind::Device, &plan.device_filter)?;
+    sys::attach_program(cgroup.as_fd(), program.as_fd(), ProgramKind::Device)
 }
 
 /// The network is the machine's, which is this sandbox's alone.

@@ -9,8 +9,10 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{Linux, LinuxDeviceCgroup, LinuxDeviceType};
 
-/// One `struct bpf_insn` (linux/bpf.h) as the little-endian word it is in memory.
-pub type Instruction = u64;
+use crate::bpf::{
+    AND, EXIT, Instruction, JUMP_EQUAL, JUMP_NOT_EQUAL, LOAD_WORD, MOVE, MOVE_REGISTER,
+    SHIFT_RIGHT, instruction,
+};
 
 /// Why there is no program.
 #[derive(Debug, thiserror::Error)]
@@ -34,16 +36,6 @@ const MKNOD: i32 = 1;
 const READ: i32 = 2;
 const WRITE: i32 = 4;
 const ALL: i32 = MKNOD | READ | WRITE;
-
-/// Operation codes (Documentation/bpf/standardization/instruction-set.rst).
-const LOAD_WORD: u8 = 0x61;
-const AND: u8 = 0x54;
-const SHIFT_RIGHT: u8 = 0x74;
-const MOVE: u8 = 0xb4;
-const MOVE_REGISTER: u8 = 0xbc;
-const JUMP_EQUAL: u8 = 0x15;
-const JUMP_NOT_EQUAL: u8 = 0x55;
-const EXIT: u8 = 0x95;
 
 /// Registers: the result, the context (then scratch), and the parts of the request.
 const R_RESULT: u8 = 0;
@@ -206,12 +198,6 @@ pub fn program(rules: &[LinuxDeviceCgroup]) -> Result<Vec<Instruction>, DeviceEr
     program.push(instruction(MOVE, R_RESULT, 0, 0, 0));
     program.push(instruction(EXIT, 0, 0, 0, 0));
     Ok(program)
-}
-
-fn instruction(operation: u8, to: u8, from: u8, offset: u16, value: i32) -> Instruction {
-    let [o0, o1] = offset.to_le_bytes();
-    let [v0, v1, v2, v3] = value.to_le_bytes();
-    u64::from_le_bytes([operation, from << 4 | to, o0, o1, v0, v1, v2, v3])
 }
 
 /// -1 stands for every number, as in Docker's configurations.

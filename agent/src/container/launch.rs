@@ -14,7 +14,7 @@
 //! outside, and `cwd` is checked to lie inside.
 
 use std::cell::OnceCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CString, NulError};
 use std::fs;
 use std::io::{self, Write};
@@ -274,8 +274,9 @@ fn hand_over(stream: BorrowedFd<'_>, uid: Uid) -> io::Result<()> {
 /// Switches groups, group and user, keeping the capabilities for `drop_capabilities`.
 fn become_user(process: &Process) -> Result<(), LaunchError> {
     let user = process.user();
-    let groups = user.additional_gids().iter().flatten();
-    let groups: Vec<Gid> = groups.map(|gid| Gid::from_raw(*gid)).collect();
+    // Each once, as with runc: engines may name one twice.
+    let groups: BTreeSet<u32> = user.additional_gids().iter().flatten().copied().collect();
+    let groups: Vec<Gid> = groups.into_iter().map(Gid::from_raw).collect();
     let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
     let switch = || {
         nix::sys::prctl::set_keepcaps(true)?;

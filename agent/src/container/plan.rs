@@ -15,12 +15,13 @@ use super::block_volumes::{self, BlockVolume};
 use super::capabilities;
 use super::copy_up;
 use super::device_nodes::{self, DeviceNode};
-use super::devices::{self, Disk, Instruction};
+use super::devices::{self, Disk};
 use super::mounts;
 use super::namespaces::{self, Neighbour, UserNamespace};
 use super::process_plan::{Confinement, LaunchPlan, check_process, without_launch};
 use super::refusal::PlanError;
 use super::seccomp;
+use crate::bpf::Instruction;
 
 /// How to create a container.
 #[derive(Debug)]

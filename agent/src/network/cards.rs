@@ -1,8 +1,8 @@
 //! The machine's network cards: which is which, and where each one is.
 //!
 //! A card is known by the hardware address it was made with (`IFLA_PERM_ADDRESS`), which no container
-//! can change. One that is nobody's interface is in the agent's namespace, down, under a name that is
-//! in nobody's way; the kernel's own, `eth0` and on, are those that interfaces have.
+//! can change. One that is nobody's interface is in a namespace that has no container, down, under a name
+//! that is in nobody's way.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -30,8 +30,8 @@ pub(super) fn index_of(links: &[LinkMessage], interface: &Interface) -> Result<u
         .ok_or_else(|| NetworkError::Unknown(interface.card.clone()))
 }
 
-/// Brings the cards of `interfaces` that are not in the namespace of `there` into it, from the agent's,
-/// `home`. Idle cards that have their names get others.
+/// Brings the cards of `interfaces` that are not in the namespace of `there` into it, from the
+/// idle ones' by `home`. Others there that have their names get others.
 pub(super) async fn bring(
     interfaces: &[Interface],
     (namespace, there): (&Namespace, &Handle),
@@ -76,7 +76,7 @@ pub(super) async fn take_down(
     handle: &Handle,
     index: u32,
     interface: &Interface,
-    home: Option<&Namespace>,
+    home: &Namespace,
 ) {
     let down = LinkUnspec::new_with_index(index).down();
     let _ = handle.link().set(down.build()).execute().await;
@@ -86,10 +86,8 @@ pub(super) async fn take_down(
     let name = idle_name(&card);
     let idle = LinkUnspec::new_with_index(index).name(name).address(card);
     let _ = handle.link().set(idle.build()).execute().await;
-    if let Some(home) = home {
-        let moved = LinkUnspec::new_with_index(index).setns_by_fd(home.as_fd().as_raw_fd());
-        let _ = handle.link().set(moved.build()).execute().await;
-    }
+    let moved = LinkUnspec::new_with_index(index).setns_by_fd(home.as_fd().as_raw_fd());
+    let _ = handle.link().set(moved.build()).execute().await;
 }
 
 /// The address that a card was made with; other interfaces have none.

@@ -3,7 +3,8 @@
 //!
 //! A network is that of a namespace: the agent's own for the machine's first container, if it has no
 //! user namespace, and one of their own for others that do not join a network. A card moves to where
-//! it is an interface, and back when it is none any more.
+//! it is an interface, and when it is none any more back to the namespace that the machine has booted
+//! with, which the agent has left: no container sees it there.
 //!
 //! Threat: what comes in is the shim's, and its names end up in the kernel alone. A container that may
 //! change its network can spoil its own: take a card away for good, too, until its namespace ends.
@@ -56,8 +57,9 @@ pub enum NetworkError {
 }
 
 /// The networks that the host has described, by their numbers.
-#[derive(Default)]
 pub struct Networks {
+    /// Where the cards are that are no interface.
+    idle: Namespace,
     /// Held over a change: one after the other.
     known: Mutex<HashMap<u32, Network>>,
 }
@@ -69,6 +71,14 @@ struct Network {
 }
 
 impl Networks {
+    /// None yet; all cards are in `idle`.
+    pub fn new(idle: Namespace) -> Self {
+        Self {
+            idle,
+            known: Mutex::default(),
+        }
+    }
+
     /// Makes the cards what a request describes, and undoes what an earlier one for this network
     /// described and this one does not. What the container has made itself stays. Neighbours go with
     /// their interface. A network that is new is that of `namespace`.
@@ -89,7 +99,7 @@ impl Networks {
                 last: NetworkRequest::default(),
             }),
         };
-        network.become_as(request).await
+        network.become_as(request, &self.idle).await
     }
 
     /// Takes a network's cards back and forgets it. One that is not known needs no forgetting.
@@ -99,24 +109,25 @@ impl Networks {
     pub async fn disconnect(&self, number: u32) -> Result<(), NetworkError> {
         let mut known = self.known.lock().await;
         match known.remove(&number) {
-            Some(mut network) => network.become_as(&NetworkRequest::default()).await,
+            Some(mut network) => {
+                network
+                    .become_as(&NetworkRequest::default(), &self.idle)
+                    .await
+            }
             None => Ok(()),
         }
     }
 }
 
 impl Network {
-    async fn become_as(&mut self, request: &NetworkRequest) -> Result<(), NetworkError> {
-        let failed = NetworkError::Namespace;
-        let own = Namespace::own().map_err(failed)?;
-        let home = own.netlink().map_err(failed)?;
-        let there = self.namespace.netlink().map_err(failed)?;
-        let away = if self.namespace.is(&own).map_err(failed)? {
-            None
-        } else {
-            Some(&own)
-        };
-        undo(&there.handle, &self.last, request, away).await;
+    async fn become_as(
+        &mut self,
+        request: &NetworkRequest,
+        idle: &Namespace,
+    ) -> Result<(), NetworkError> {
+        let home = idle.netlink().map_err(NetworkError::Namespace)?;
+        let there = self.namespace.netlink().map_err(NetworkError::Namespace)?;
+        undo(&there.handle, &self.last, request, idle).await;
         self.last.clone_from(request);
         let interfaces = &request.interfaces;
         cards::bring(interfaces, (&self.namespace, &there.handle), &home.handle).await?;
@@ -125,12 +136,7 @@ impl Network {
 }
 
 /// Undoes what `last` has and `next` has not. What is not there any more needs no undoing.
-async fn undo(
-    handle: &Handle,
-    last: &NetworkRequest,
-    next: &NetworkRequest,
-    home: Option<&Namespace>,
-) {
+async fn undo(handle: &Handle, last: &NetworkRequest, next: &NetworkRequest, home: &Namespace) {
     let Ok(links) = cards::links(handle).await else {
         return;
     };

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
 use std::thread;
 
 use nix::sched::{CloneFlags, setns};
@@ -20,7 +19,7 @@ pub(super) struct Netlink {
 }
 
 impl Namespace {
-    /// That of the agent.
+    /// The one that this process is in.
     ///
     /// # Errors
     /// What `open(2)` says.
@@ -34,12 +33,6 @@ impl Namespace {
     /// What `open(2)` says; there may be no such process any more.
     pub fn of(pid: i32) -> io::Result<Self> {
         Ok(Self(File::open(format!("/proc/{pid}/ns/net"))?))
-    }
-
-    /// Whether both are one.
-    pub(super) fn is(&self, other: &Self) -> io::Result<bool> {
-        let identity = |it: &Self| it.0.metadata().map(|file| (file.dev(), file.ino()));
-        Ok(identity(self)? == identity(other)?)
     }
 
     /// Runs `work` in the namespace; what it opens there is the namespace's, wherever it is used.

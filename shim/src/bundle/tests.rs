@@ -104,6 +104,21 @@ fn a_namespace_of_a_neighbour_is_joined_by_its_name() {
 }
 
 #[test]
+fn a_container_that_joins_a_machine_may_have_a_network_of_its_own() {
+    let is_own = |network: Value| {
+        let spec = spec(&json!({ "linux": { "namespaces": [network] } }));
+        let guest = translate(spec, "tide", Path::new("/share"), &Ebb).unwrap();
+        guest.has_own_network()
+    };
+    assert!(is_own(json!({ "type": "network" })));
+    assert!(is_own(json!({ "type": "network", "path": "" })));
+    assert!(!is_own(
+        json!({ "type": "network", "path": "/proc/7/ns/net" })
+    ));
+    assert!(!is_own(json!({ "type": "ipc" })));
+}
+
+#[test]
 fn bind_mounts_move_to_the_share() {
     let guest = guest(&json!({ "mounts": [
         { "destination": "/a", "type": "bind", "source": "/host/a", "options": ["rbind", "ro"] },

@@ -13,11 +13,15 @@
 //! the card that interface's name, addresses, routes and neighbours. From then on the kernel tells
 //! when something has changed there (`follow`), and it looks again. With the last container that is in
 //! the network all of it is undone.
+//!
+//! dockerd's resolver, which is in the namespace for networks that users have defined, is asked for
+//! the guest (`resolver`).
 
 mod follow;
 mod inspect;
 mod namespace;
 mod redirect;
+mod resolver;
 pub mod tap;
 
 use std::collections::BTreeMap;
@@ -33,9 +37,11 @@ use agent_protocol::{self as agent, AgentClient};
 use log::{debug, warn};
 use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
 use vmm_control::{MacAddress, Nic, RateLimit};
 
 use crate::error::{TaskError, chain};
+use crate::ports::Ports;
 use crate::vmm_process::Control;
 
 /// What the taps are called; the kernel counts.
@@ -43,6 +49,9 @@ const TAPS: &str = "hull%d";
 
 /// Cards of every machine: how many interfaces its containers can have together.
 pub const CARDS: usize = 4;
+
+/// Number of the first network: the one that the agent is in, where containers can ask for names.
+const MACHINES: u32 = 0;
 
 /// How long the agent may take to configure its cards.
 const CONFIGURE_PATIENCE: Duration = Duration::from_secs(30);
@@ -83,6 +92,12 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
+    /// The namespace's sockets.
+    #[error("find the resolver in the container's network namespace")]
+    Sockets(#[source] io::Error),
+    /// The guest does not ask.
+    #[error("the guest's agent did not connect to ask for names")]
+    Names(#[source] io::Error),
     /// More interfaces than cards.
     #[error(
         "{0} would be one interface more than the {CARDS} that a virtual machine's containers have together"
@@ -95,6 +110,7 @@ pub enum NetworkError {
 pub struct Cards {
     control: Control,
     agent: AgentClient,
+    ports: Arc<Ports>,
     /// Which of them some network has; held for one look-up or change.
     taken: Arc<StdMutex<[bool; CARDS]>>,
     /// Number of the next network: the agent's name of it.
@@ -125,6 +141,8 @@ struct Plugged {
     cards: BTreeMap<usize, Option<Cable>>,
     /// What the agent was told last.
     told: agent::NetworkRequest,
+    /// Whether the guest may ask the engine's resolver.
+    names: bool,
 }
 
 /// An interface of the namespace and the tap beside it, by their numbers.
@@ -146,10 +164,11 @@ struct Change {
 impl Cards {
     /// The cards of the machine of this VMM and agent.
     #[must_use]
-    pub fn new(control: Control, agent: AgentClient) -> Self {
+    pub fn new(control: Control, agent: AgentClient, ports: Arc<Ports>) -> Self {
         Self {
             control,
             agent,
+            ports,
             taken: Arc::default(),
             next: Arc::default(),
         }
@@ -259,7 +278,30 @@ impl Network {
             }
             cable.is_some()
         });
+        // Engines make it before the interface that it answers for.
+        let is_there = || resolver::is_in(self.namespace()).map_err(|e| TaskError::failed(&e));
+        if self.0.number == MACHINES && !plugged.names && is_there()? {
+            self.take_questions().await?;
+            plugged.names = true;
+        }
         Ok(())
+    }
+
+    /// Has the agent ask the engine's resolver what containers ask it.
+    async fn take_questions(&self) -> Result<(), TaskError> {
+        let cards = &self.0.cards;
+        let expected = cards.ports.expect();
+        let request = agent::ResolveRequest {
+            host_port: expected.port,
+            ..Default::default()
+        };
+        let context = ttrpc::context::with_duration(CONFIGURE_PATIENCE);
+        cards.agent.resolve(context, &request).await?;
+        let connected = timeout(CONFIGURE_PATIENCE, expected.connected()).await;
+        let connection = connected
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(|e| TaskError::failed(&NetworkError::Names(e)))?;
+        resolver::serve(self.namespace(), connection).map_err(|e| TaskError::failed(&e))
     }
 
     /// Gives the interfaces back to the namespace, which may outlive the machine, and the cards to the

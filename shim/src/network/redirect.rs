@@ -1,8 +1,19 @@
 //! Traffic control: all that arrives at an interface leaves by the tap, and the other way round.
+//!
+//! But for answers to the engine: dockerd's resolver sends what it cannot answer to other servers from
+//! inside the namespace, with the addresses that are the guest's now. Its sockets have ports that
+//! the guest does not use by itself ([`ENGINE_PORTS`]); what comes from port 53 to those stays in the
+//! namespace. So that it finds its neighbours, answers to ARP (RFC 826) go to both.
+
+use std::ops::RangeInclusive;
 
 use futures::TryStreamExt;
 use rtnetlink::packet_route::link::LinkMessage;
-use rtnetlink::packet_route::tc::TcHandle;
+use rtnetlink::packet_route::tc::{
+    TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption,
+    TcActionType, TcFilterU32Option, TcHandle, TcMirror, TcMirrorActionType, TcU32Key,
+    TcU32Selector, TcU32SelectorFlags,
+};
 use rtnetlink::{Handle, LinkUnspec};
 
 use super::NetworkError;
@@ -10,6 +21,44 @@ use super::inspect::Interface;
 
 /// `ETH_P_ALL` of `linux/if_ether.h`, in network byte order.
 const ALL_PROTOCOLS: u16 = 0x0003_u16.to_be();
+/// `ETH_P_IP`.
+const IPV4: u16 = 0x0800_u16.to_be();
+/// `ETH_P_ARP`.
+const ARP: u16 = 0x0806_u16.to_be();
+
+/// The ports that the engine's sockets in a namespace get: those whose first bits are set. Linux gives
+/// a guest's sockets 32768 to 60999 (ip-sysctl.rst, `ip_local_port_range`).
+pub(super) const ENGINE_PORTS: RangeInclusive<u16> = 0xfc00..=0xffff;
+
+/// A packet has this at that offset, in bytes from the network header, under the mask.
+struct Match {
+    offset: i32,
+    mask: u32,
+    value: u32,
+}
+
+/// A packet from port 53 to one of [`ENGINE_PORTS`], in an IPv4 header without options (RFC 791 §3.1).
+const ANSWER: [Match; 2] = [
+    Match {
+        offset: 0,
+        mask: 0x0f00_0000,
+        value: 0x0500_0000,
+    },
+    Match {
+        offset: 20,
+        mask: 0xffff_fc00,
+        value: 0x0035_fc00,
+    },
+];
+/// By protocol: UDP, TCP.
+const PROTOCOLS: [u32; 2] = [17, 6];
+
+/// An answer's operation (RFC 826).
+const ARP_REPLY: Match = Match {
+    offset: 4,
+    mask: 0x0000_ffff,
+    value: 2,
+};
 
 /// Brings the tap up with the interface's MTU, and joins the two; returns the tap's number.
 pub(super) async fn connect(
@@ -30,6 +79,9 @@ pub(super) async fn connect(
     redirect(handle, interface.index, index)
         .await
         .map_err(failed("redirect to the tap"))?;
+    keep_answers(handle, interface.index, index)
+        .await
+        .map_err(failed("keep the engine's answers from the tap"))?;
     redirect(handle, index, interface.index)
         .await
         .map_err(failed("redirect from the tap"))?;
@@ -59,4 +111,61 @@ async fn redirect(handle: &Handle, from: u32, to: u32) -> Result<(), rtnetlink::
         .redirect(to)?
         .execute()
         .await
+}
+
+/// Priorities: smaller ones are asked first. The redirection itself has one that the kernel chooses,
+/// which is far greater.
+async fn keep_answers(handle: &Handle, from: u32, to: u32) -> Result<(), rtnetlink::Error> {
+    let index = i32::try_from(from).map_err(|_| rtnetlink::Error::RequestFailed)?;
+    let filter = |priority, protocol| {
+        let filter = handle.traffic_filter(index).add().parent(0xffff_0000);
+        filter.priority(priority).protocol(protocol)
+    };
+    for (priority, number) in (1..).zip(PROTOCOLS) {
+        let protocol = Match {
+            offset: 8,
+            mask: 0x00ff_0000,
+            value: number << 16,
+        };
+        let matches = ANSWER.iter().chain([&protocol]);
+        // Without an action what matches goes on to the namespace.
+        let stays = [TcFilterU32Option::Selector(selector(matches))];
+        filter(priority, IPV4).u32(&stays)?.execute().await?;
+    }
+    let both = [
+        TcFilterU32Option::Selector(selector([&ARP_REPLY])),
+        TcFilterU32Option::Action(vec![mirror(to)]),
+    ];
+    filter(3, ARP).u32(&both)?.execute().await
+}
+
+fn selector<'a>(matches: impl IntoIterator<Item = &'a Match>) -> TcU32Selector {
+    let key = |wanted: &Match| {
+        let mut key = TcU32Key::default();
+        key.mask = wanted.mask;
+        key.val = wanted.value;
+        key.off = wanted.offset;
+        key
+    };
+    let mut selector = TcU32Selector::default();
+    selector.flags = TcU32SelectorFlags::Terminal;
+    selector.keys = matches.into_iter().map(key).collect();
+    selector.nkeys = u8::try_from(selector.keys.len()).expect("three at most");
+    selector
+}
+
+/// A copy for the interface of that number; the packet goes on to the namespace.
+fn mirror(to: u32) -> TcAction {
+    let mut copy = TcMirror::default();
+    copy.generic.action = TcActionType::Ok;
+    copy.eaction = TcMirrorActionType::EgressMirror;
+    copy.ifindex = to;
+    let mut action = TcAction::default();
+    action.attributes = vec![
+        TcActionAttribute::Kind(TcActionMirror::KIND.to_owned()),
+        TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(
+            copy,
+        ))]),
+    ];
+    action
 }

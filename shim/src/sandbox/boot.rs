@@ -204,7 +204,8 @@ impl Booting {
         });
         let agent = self.greet(rpc, config).await?;
         let (vmm, control) = self.vmm.as_ref().expect("started above");
-        let cards = Cards::new(control.clone(), agent.clone());
+        let ports = Arc::clone(&self.ports);
+        let cards = Cards::new(control.clone(), agent.clone(), ports);
         let network = cards.network_of(vmm.pid)?;
         Ok((agent, cards, network))
     }

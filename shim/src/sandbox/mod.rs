@@ -60,7 +60,8 @@ impl Sandbox {
             Supervised::new("idle", child.expect("sleep is installed"))
         };
         let vmm = idle();
-        let cards = Cards::new(control.clone(), agent.clone());
+        let ports: Arc<Ports> = Arc::default();
+        let cards = Cards::new(control.clone(), agent.clone(), Arc::clone(&ports));
         let network = cards.network_of(vmm.pid).expect("the process lives");
         Self {
             state,
@@ -68,7 +69,7 @@ impl Sandbox {
             vmm,
             fs_daemon: idle(),
             gone: Gone::default(),
-            ports: Arc::default(),
+            ports,
             agent,
             cards,
             network,

@@ -1,0 +1,43 @@
+# Images.
+
+#: `tag`, `images`, `history`, `inspect`, `rmi`, `image prune`
+local_images() {
+	docker tag busybox localhost/copy:1
+	docker images --format '{{.Repository}}:{{.Tag}}' | sort
+	docker image inspect --format '{{.Os}}/{{.Architecture}} {{len .RootFS.Layers}}' localhost/copy:1
+	docker history --format '{{.CreatedBy}}' localhost/copy:1
+	docker rmi localhost/copy:1
+	docker image prune -f
+}
+
+#: `commit`, `save`, `load`, `export`, `import`
+archives() {
+	docker run --name made busybox sh -c 'echo tide >/file'
+	docker commit --change 'CMD ["cat", "/file"]' --change 'ENV WORD=tide' made made:1 >/dev/null
+	docker run --rm made:1
+	docker save -o made.tar made:1
+	docker rmi made:1 >/dev/null
+	docker load -i made.tar
+	docker run --rm made:1
+	docker export made | docker import --change 'CMD ["cat", "/file"]' - flat:1 >/dev/null
+	docker run --rm flat:1
+	docker rmi made:1 flat:1 >/dev/null
+}
+
+#: `push`, `pull` with a private registry
+registry() {
+	cat >registry.yml <<-EOF
+		version: 0.1
+		storage: {filesystem: {rootdirectory: $PWD/registry}}
+		http: {addr: "127.0.0.1:5000"}
+	EOF
+	docker-registry serve registry.yml >registry.log 2>&1 &
+	local registry=$!
+	wait_for wget -q -O - http://127.0.0.1:5000/v2/
+	docker tag busybox 127.0.0.1:5000/fleet/busybox:1
+	docker push -q 127.0.0.1:5000/fleet/busybox:1
+	docker rmi 127.0.0.1:5000/fleet/busybox:1 >/dev/null
+	docker run --rm --pull always -q 127.0.0.1:5000/fleet/busybox:1 echo pulled
+	docker rmi 127.0.0.1:5000/fleet/busybox:1 >/dev/null
+	kill "$registry"
+}
