@@ -3,7 +3,8 @@
 //! ```text
 //! processes      "PID START-TIME" of each process started for the sandbox, a line each
 //! user           what hull-vmm runs as
-//! shared/        what virtiofsd shows the guest
+//! folders/       where the shim makes what things are mounted on
+//! shared/        the same, mounted read-only: what virtiofsd shows the guest
 //!   ID/rootfs        the container's root file system, bind-mounted
 //!   ID/mounts/N      its volumes, bind-mounted
 //! console.log    what the guest's kernel says, with `debug_console`
@@ -135,6 +136,7 @@ impl StateDir {
         make(&self.path, false, 0o700)?;
         // The guest's root directory of the share: who is root in a user namespace there comes
         // through it. On the host it is behind the two above.
+        make(&self.folders(), false, 0o711)?;
         make(&self.shared(), false, 0o711)
     }
 
@@ -144,6 +146,11 @@ impl StateDir {
         &self.path
     }
 
+    /// Where what things are mounted on is made.
+    fn folders(&self) -> PathBuf {
+        self.path.join("folders")
+    }
+
     /// What the guest is shown.
     #[must_use]
     pub fn shared(&self) -> PathBuf {
@@ -151,28 +158,30 @@ impl StateDir {
     }
 
     /// Makes the shared folder a mount of its own, from which what is mounted in it later reaches a
-    /// virtiofsd that runs already.
+    /// virtiofsd that runs already. It is read-only: a guest that has taken over its kernel could put a
+    /// link where the root of the next container is to be mounted, for the shim to follow.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn open_share(&self) -> Result<(), StateError> {
-        let shared = self.shared();
+        let (folders, shared) = (self.folders(), self.shared());
         let mount = |flags| {
-            nix::mount::mount(Some(&shared), &shared, None::<&str>, flags, None::<&str>).map_err(
-                |e| StateError::Mount {
-                    path: shared.clone(),
-                    source: e.into(),
-                },
-            )
+            let mounted =
+                nix::mount::mount(Some(&folders), &shared, None::<&str>, flags, None::<&str>);
+            mounted.map_err(|e| StateError::Mount {
+                path: shared.clone(),
+                source: e.into(),
+            })
         };
         mount(MsFlags::MS_BIND)?;
+        mount(MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY)?;
         // Of a group of its own: not of the host's, where all of it would be seen too.
         mount(MsFlags::MS_PRIVATE)?;
         mount(MsFlags::MS_SHARED)
     }
 
     /// Bind-mounts a directory or file of the host below the shared folder. `to` is relative, and
-    /// nothing there is the guest's yet: no link can be followed.
+    /// nothing there is the guest's: no link can be followed.
     ///
     /// # Errors
     /// When `from` does not exist, or the kernel refuses.
@@ -182,17 +191,18 @@ impl StateDir {
             source,
         };
         let is_directory = fs::metadata(from).map_err(mount_error)?.is_dir();
-        let target = self.shared().join(to);
+        let place = self.folders().join(to);
         let make_error = |source: io::Error| StateError::Make {
-            path: target.clone(),
+            path: place.clone(),
             source,
         };
-        fs::create_dir_all(target.parent().unwrap_or(&target)).map_err(make_error)?;
+        fs::create_dir_all(place.parent().unwrap_or(&place)).map_err(make_error)?;
         if is_directory {
-            fs::create_dir(&target).map_err(make_error)?;
+            fs::create_dir(&place).map_err(make_error)?;
         } else {
-            File::create_new(&target).map_err(make_error)?;
+            File::create_new(&place).map_err(make_error)?;
         }
+        let target = self.shared().join(to);
         let mount = |flags| {
             nix::mount::mount(Some(from), &target, None::<&str>, flags, None::<&str>)
                 .map_err(|e| mount_error(e.into()))
@@ -225,11 +235,11 @@ impl StateDir {
     /// # Errors
     /// When something stays mounted; then nothing is removed, for it would be the host's.
     pub fn unshare(&self, to: &Path) -> Result<(), StateError> {
-        let target = self.shared().join(to);
-        unmount_below(&target)?;
-        match fs::remove_dir_all(&target) {
+        unmount_below(&self.shared().join(to))?;
+        let place = self.folders().join(to);
+        match fs::remove_dir_all(&place) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StateError::Remove {
-                path: target,
+                path: place,
                 source,
             }),
             _ => Ok(()),
@@ -239,7 +249,7 @@ impl StateDir {
     /// Whether something of others than container `id` is shared here.
     #[must_use]
     pub fn is_shared(&self, id: &str) -> bool {
-        let mut entries = fs::read_dir(self.shared()).into_iter().flatten().flatten();
+        let mut entries = fs::read_dir(self.folders()).into_iter().flatten().flatten();
         entries.any(|entry| entry.file_name() != id)
     }
 

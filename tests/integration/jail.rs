@@ -85,6 +85,11 @@ fn the_file_system_daemon_sees_the_shared_folder_alone() {
         assert_ne!(daemon.namespace(kind), own.namespace(kind), "{kind}");
     }
     assert_eq!(daemon.root(), ["confined"]);
+    // What the shim makes there is nobody else's to change; what is mounted there may be.
+    for (path, allowed) in [("", false), ("confined", false), ("confined/rootfs", true)] {
+        let made = fs::create_dir(daemon.path("root").join(path).join("made"));
+        assert_eq!(made.is_ok(), allowed, "{path:?}: {made:?}");
+    }
     assert_eq!(daemon.status("NoNewPrivs"), "1");
     let filters = daemon.of_each_thread("Seccomp");
     assert!(filters.values().all(|mode| mode == "2"), "{filters:?}");
