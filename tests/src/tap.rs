@@ -1,13 +1,25 @@
-//! A tap with its descriptor, as the shim hands it to the VMM.
+//! A tap with its descriptor, as the shim would hand it to the VMM.
+#![expect(
+    unsafe_code,
+    reason = "TUNSETIFF has no safe wrapper in a library we use"
+)]
 
-use std::os::fd::OwnedFd;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsRawFd, OwnedFd};
 
-use hull_shim::network::tap;
+use nix::libc;
+
+nix::ioctl_write_ptr_bad!(
+    /// `TUNSETIFF` of `<linux/if_tun.h>`.
+    tun_set_iff,
+    libc::TUNSETIFF,
+    libc::ifreq
+);
 
 /// A tap that lives as long as its descriptor.
 #[derive(Debug)]
 pub struct Tap {
-    descriptor: OwnedFd,
+    file: File,
     name: String,
 }
 
@@ -18,16 +30,35 @@ impl Tap {
     /// When the kernel refuses it.
     #[must_use]
     pub fn up(name: &str, address: &str) -> Self {
-        let created = tap::create(name);
-        let (descriptor, name) = created.expect("make a tap; is the module tun loaded?");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/net/tun")
+            .expect("open /dev/net/tun; is the module tun loaded?");
+        // SAFETY: an ifreq is plain data, for which all zeroes is a valid value.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        assert!(
+            name.len() < request.ifr_name.len(),
+            "{name} is too long for an interface"
+        );
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from.cast_signed();
+        }
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        request.ifr_ifru.ifru_flags = i16::try_from(flags).expect("the flags fit");
+        // SAFETY: the descriptor is open, and the request outlives the call, which only reads it.
+        unsafe { tun_set_iff(file.as_raw_fd(), &raw const request) }.expect("TUNSETIFF");
         for words in [
-            ["address", "add", address, "dev", &name].as_slice(),
-            ["link", "set", &name, "up"].as_slice(),
+            ["address", "add", address, "dev", name].as_slice(),
+            ["link", "set", name, "up"].as_slice(),
         ] {
             let done = crate::command("ip", words, b"");
             assert_eq!(done.status, 0, "{done:#?}");
         }
-        Self { descriptor, name }
+        Self {
+            file,
+            name: name.to_owned(),
+        }
     }
 
     /// The interface's name on the host.
@@ -39,6 +70,6 @@ impl Tap {
 
 impl From<Tap> for OwnedFd {
     fn from(tap: Tap) -> Self {
-        tap.descriptor
+        tap.file.into()
     }
 }

@@ -22,7 +22,7 @@ mod inspect;
 mod namespace;
 mod redirect;
 mod resolver;
-pub mod tap;
+mod tap;
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -16,10 +16,7 @@ nix::ioctl_readwrite_bad!(
 
 /// Makes a tap in this thread's namespace, as hull-vmm takes it, and tells its name: `name`, with a
 /// number for `%d`. It is gone with its last descriptor.
-///
-/// # Errors
-/// What `open(2)` says of `/dev/net/tun`, or the ioctl of the name.
-pub fn create(name: &str) -> io::Result<(OwnedFd, String)> {
+pub(super) fn create(name: &str) -> io::Result<(OwnedFd, String)> {
     let tun = OpenOptions::new()
         .read(true)
         .write(true)
