@@ -25,7 +25,6 @@ pub mod logging;
 pub mod names;
 pub mod network;
 pub mod operation;
-pub mod processors;
 pub mod reaper;
 pub mod server;
 pub mod shares;

@@ -15,12 +15,6 @@ pub fn path() -> PathBuf {
     std::env::var_os("HULL_CONFIG").map_or_else(|| PATH.into(), PathBuf::from)
 }
 
-/// The most vCPUs of a machine: as many as the guest's kernel has room for.
-pub const MOST_VCPUS: u8 = 64;
-
-/// The most that a machine has unless it is told: each costs a thread and some memory.
-const USUAL_VCPUS: u8 = 32;
-
 /// Hull's configuration. Every key may be left out.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -35,8 +29,7 @@ pub struct Config {
     pub virtiofsd: PathBuf,
     /// Where each sandbox keeps its state.
     pub state: PathBuf,
-    /// vCPUs of a machine, 1 to [`MOST_VCPUS`]. It boots with one; the others are brought up for
-    /// containers that may use them.
+    /// vCPUs of a machine, 1 to 64.
     pub vcpus: u8,
     /// Memory of a machine in MiB. A container with a higher limit gets a larger machine.
     pub memory_mib: u32,
@@ -87,18 +80,12 @@ impl Default for Config {
             vmm: "/usr/lib/hull/hull-vmm".into(),
             virtiofsd: "/usr/libexec/virtiofsd".into(),
             state: "/run/hull".into(),
-            vcpus: processors(),
+            vcpus: 1,
             memory_mib: 512,
             debug_console: false,
             jail: Jail::default(),
         }
     }
-}
-
-/// How many processors this host has, up to [`USUAL_VCPUS`].
-fn processors() -> u8 {
-    let count = std::thread::available_parallelism().map_or(1, usize::from);
-    u8::try_from(count).unwrap_or(u8::MAX).min(USUAL_VCPUS)
 }
 
 /// Why the configuration is of no use.
@@ -144,11 +131,8 @@ impl Config {
         };
         let config: Self =
             toml::from_str(text).map_err(|e| invalid(e.message().replace('\n', " ")))?;
-        if !(1..=MOST_VCPUS).contains(&config.vcpus) {
-            return Err(invalid(format!(
-                "vcpus is {}, not 1 to {MOST_VCPUS}",
-                config.vcpus
-            )));
+        if !(1..=64).contains(&config.vcpus) {
+            return Err(invalid(format!("vcpus is {}, not 1 to 64", config.vcpus)));
         }
         if config.memory_mib < 128 {
             return Err(invalid(format!(

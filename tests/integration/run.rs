@@ -216,14 +216,3 @@ fn the_demonstration_runs_on_a_private_containerd() {
     assert_eq!(run.status, 0, "{run:#?}");
     assert!(run.stdout.contains("container"), "{run:#?}");
 }
-
-#[test]
-fn a_container_has_the_hosts_processors_or_as_many_as_its_quota_fills() {
-    let host = Host::take();
-
-    let all = host.container("all").run(&["nproc"]);
-    let one = host.container("one").options(&["--cpus", "0.7"]);
-
-    assert_eq!(all.output(), command::<&str>("nproc", &[], b"").output());
-    assert_eq!(one.run(&["nproc"]).output(), "1");
-}

@@ -53,7 +53,6 @@ use crate::events::Events;
 use crate::host::Host;
 use crate::network::Namespace;
 use crate::operation;
-use crate::processors;
 use crate::reaper::Reaper;
 use crate::stdio::Ports;
 use crate::sys;
@@ -112,13 +111,7 @@ impl Containers {
         let plan = plan::container(id, config, ports.is_terminal(), disks, neighbour)?;
         self.reserve(id, plan.launch.confinement.clone())?;
         let inner = &self.inner;
-        let linux = plan.spec.linux().as_ref();
-        let cpu = linux.and_then(|linux| linux.resources().as_ref()?.cpu().as_ref());
-        let (created, ()) = tokio::join!(
-            create::create(&inner.reaper, inner.host, id, &plan, ports),
-            processors::bring_up(processors::usable(cpu)),
-        );
-        match created {
+        match create::create(&inner.reaper, inner.host, id, &plan, ports).await {
             Ok(created) => Ok(self.created(id, created, &plan.launch)),
             Err(error) => {
                 self.table().remove(id);
@@ -314,10 +307,6 @@ impl Containers {
                 state: init.state(),
             }),
         })?;
-        let cpu = resources.cpu().as_ref();
-        if let Some(cpu) = cpu.filter(|cpu| cpu.quota().is_some() || cpu.cpus().is_some()) {
-            processors::bring_up(processors::usable(Some(cpu))).await;
-        }
         // A limit below what is in use makes the write wait for reclaim.
         let updated = operation::run(&self.inner.reaper, "update limits", &[], || {
             let manager = Manager::new(cgroup::ROOT.into(), plan::cgroup_path(container_id))

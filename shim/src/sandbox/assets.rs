@@ -9,11 +9,10 @@ use crate::config::Config;
 use crate::state_dir::{StateDir, StateError};
 
 /// Kernel words that every guest is given (kernel-parameters.txt): where the root is; that a panic
-/// resets and a reset ends the machine; what a guest without firmware need not test or wait for; and
-/// that it boots with one processor, for the agent brings up the others when somebody may use them.
+/// resets and a reset ends the machine; and what a guest without firmware need not test or wait for.
 pub const CMDLINE: &str = "root=/dev/vda ro rootfstype=erofs init=/sbin/hull-agent quiet reboot=k \
     panic=-1 tsc=reliable no_timer_check random.trust_cpu=on cryptomgr.notests \
-    rcupdate.rcu_expedited=1 maxcpus=1";
+    rcupdate.rcu_expedited=1";
 
 /// Why a machine cannot be made.
 #[derive(Debug, thiserror::Error)]
