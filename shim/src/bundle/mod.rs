@@ -58,22 +58,6 @@ pub struct Guest {
     pub hooks: Hooks,
 }
 
-impl Guest {
-    /// Whether it has a network namespace of its own in the machine.
-    #[must_use]
-    pub fn has_own_network(&self) -> bool {
-        let namespaces = self
-            .spec
-            .linux()
-            .as_ref()
-            .and_then(|it| it.namespaces().as_ref());
-        namespaces
-            .into_iter()
-            .flatten()
-            .any(namespaces::is_own_network)
-    }
-}
-
 /// Translates the configuration of container `id`, which the guest finds on its share at `share`.
 /// `neighbours` are the containers of the machine that it joins.
 ///

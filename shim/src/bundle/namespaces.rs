@@ -96,13 +96,6 @@ pub(super) fn translate(
     Ok((kept, network))
 }
 
-/// Whether this is a network namespace that no other container is in: the one that a container gets
-/// which joins a machine and does not name its network.
-pub(super) fn is_own_network(namespace: &LinuxNamespace) -> bool {
-    let path = namespace.path().as_deref().map(Path::as_os_str);
-    namespace.typ() == LinuxNamespaceType::Network && path.is_none_or(std::ffi::OsStr::is_empty)
-}
-
 /// The configuration's name of a namespace's field.
 fn field(kind: LinuxNamespaceType, rest: &str) -> String {
     let kind = match kind {

@@ -108,7 +108,7 @@ fn a_container_that_joins_a_machine_may_have_a_network_of_its_own() {
     let is_own = |network: Value| {
         let spec = spec(&json!({ "linux": { "namespaces": [network] } }));
         let guest = translate(spec, "tide", Path::new("/share"), &Ebb).unwrap();
-        guest.has_own_network()
+        matches!(guest.network, Network::Own(_))
     };
     assert!(is_own(json!({ "type": "network" })));
     assert!(is_own(json!({ "type": "network", "path": "" })));
