@@ -61,6 +61,30 @@ const fn figure(key: &'static str, what: &'static str, unit: &'static str, goal:
     }
 }
 
+/// What the program in the guest tells of a disk and of a folder; only the latter has files.
+const STORAGE: &[Figure] = &[
+    figure("read", "read in a row", "MB/s", Goal::AtLeast(100)),
+    figure(
+        "write",
+        "write in a row, with a flush",
+        "MB/s",
+        Goal::AtLeast(100),
+    ),
+    figure("page-read", "read a page", "µs", Goal::AtMost(100)),
+    figure(
+        "page-write",
+        "write a page, and flush",
+        "µs",
+        Goal::AtMost(100),
+    ),
+    figure(
+        "files",
+        "make, look at and remove a file",
+        "µs",
+        Goal::AtMost(100),
+    ),
+];
+
 /// All of them.
 pub(crate) const MEASURES: &[Measure] = &[
     Measure {
@@ -96,37 +120,17 @@ pub(crate) const MEASURES: &[Measure] = &[
     },
     Measure {
         name: "disk",
-        figures: &[
-            figure("read", "disk: read in a row", "MB/s", Goal::AtLeast(100)),
-            figure(
-                "write",
-                "disk: write in a row, with a flush",
-                "MB/s",
-                Goal::AtLeast(100),
-            ),
-            figure("page-read", "disk: read a page", "µs", Goal::AtMost(100)),
-            figure(
-                "page-write",
-                "disk: write a page, and flush",
-                "µs",
-                Goal::AtMost(100),
-            ),
-        ],
+        figures: STORAGE,
         run: disk,
     },
     Measure {
         name: "network",
         figures: &[
-            figure("send", "network: to the host", "MB/s", Goal::AtLeast(100)),
-            figure(
-                "receive",
-                "network: from the host",
-                "MB/s",
-                Goal::AtLeast(100),
-            ),
+            figure("send", "to the host", "MB/s", Goal::AtLeast(100)),
+            figure("receive", "from the host", "MB/s", Goal::AtLeast(100)),
             figure(
                 "round-trip",
-                "network: a byte there and back",
+                "a byte there and back",
                 "µs",
                 Goal::AtMost(100),
             ),
@@ -135,28 +139,7 @@ pub(crate) const MEASURES: &[Measure] = &[
     },
     Measure {
         name: "folder",
-        figures: &[
-            figure("read", "folder: read in a row", "MB/s", Goal::AtLeast(100)),
-            figure(
-                "write",
-                "folder: write in a row, with a flush",
-                "MB/s",
-                Goal::AtLeast(100),
-            ),
-            figure("page-read", "folder: read a page", "µs", Goal::AtMost(100)),
-            figure(
-                "page-write",
-                "folder: write a page, and flush",
-                "µs",
-                Goal::AtMost(100),
-            ),
-            figure(
-                "files",
-                "folder: make, look at and remove a file",
-                "µs",
-                Goal::AtMost(100),
-            ),
-        ],
+        figures: STORAGE,
         run: folder,
     },
 ];

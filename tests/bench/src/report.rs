@@ -31,7 +31,7 @@ impl Report {
             for figure in measure.figures {
                 let found = self.figures.get(&(measure.name, figure.key.to_owned()));
                 if let Some([hull, qemu]) = found {
-                    row(&mut text, figure, hull, qemu);
+                    row(&mut text, measure.name, figure, hull, qemu);
                 }
             }
         }
@@ -39,7 +39,7 @@ impl Report {
     }
 }
 
-fn row(text: &mut String, figure: &Figure, hull: &[f64], qemu: &[f64]) {
+fn row(text: &mut String, measure: &str, figure: &Figure, hull: &[f64], qemu: &[f64]) {
     let ratios: Vec<f64> = hull
         .iter()
         .zip(qemu)
@@ -65,7 +65,7 @@ fn row(text: &mut String, figure: &Figure, hull: &[f64], qemu: &[f64]) {
     let reached = reached.map_or("", |reached| if reached { "yes" } else { "no" });
     writeln!(
         text,
-        "| {} | {} | {:.0} | {:.0} | {ratio:.2} ({low:.2} - {high:.2}) | {goal} | {reached} |",
+        "| {measure}: {} | {} | {:.0} | {:.0} | {ratio:.2} ({low:.2} - {high:.2}) | {goal} | {reached} |",
         figure.what,
         figure.unit,
         median(hull),
