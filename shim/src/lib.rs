@@ -8,6 +8,7 @@
 //! The shim is root on the host: whatever comes from a bundle or from the guest is checked here.
 
 pub mod annotations;
+pub mod bind_mount;
 pub mod block_volumes;
 pub mod bootstrap;
 pub mod bundle;
@@ -22,6 +23,7 @@ pub mod grouping;
 pub mod hooks;
 pub mod idmap;
 pub mod log_lines;
+pub mod mount_points;
 pub mod network;
 pub mod pause_process;
 pub mod port_forward;
@@ -31,6 +33,7 @@ pub mod rootfs;
 pub mod runtime;
 pub mod sandbox;
 pub mod server;
+pub mod share;
 pub mod spawn;
 pub mod state_dir;
 pub mod stats;

@@ -1,7 +1,5 @@
-//! A container's root file system and volumes, mounted on the host and shown to the guest.
-//!
-//! The snapshotter's mounts go where containerd and `docker cp` look for them, `rootfs` in the
-//! bundle; the guest is shown bind mounts of it and of the volumes.
+//! A container's root file system: the snapshotter's mounts, which go where containerd and `docker cp`
+//! look for them, `rootfs` in the bundle.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -9,8 +7,7 @@ use std::thread;
 use containerd_shim::mount::mount_rootfs;
 use containerd_shim::protos::api::Mount;
 
-use crate::bundle::Volume;
-use crate::state_dir::{Sharing, StateDir, StateError, unmount_below};
+use crate::mount_points::{UnmountError, unmount_below};
 
 /// Why the root could not be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -27,18 +24,18 @@ pub enum RootfsError {
         /// What went wrong.
         reason: String,
     },
-    /// There is no root.
-    #[error("root file system {}", path.display())]
-    Missing {
-        /// Where it should be.
+    /// Where it is mounted.
+    #[error("make {}", path.display())]
+    Make {
+        /// Which folder.
         path: PathBuf,
         /// What the kernel said.
         #[source]
         source: std::io::Error,
     },
-    /// The sandbox's folder.
+    /// It stays mounted.
     #[error(transparent)]
-    State(#[from] StateError),
+    Unmount(#[from] UnmountError),
 }
 
 /// Mounts the snapshotter's mounts at `target`, in their order.
@@ -49,7 +46,7 @@ pub fn mount(mounts: &[Mount], target: &Path) -> Result<(), RootfsError> {
     if mounts.is_empty() {
         return Ok(());
     }
-    std::fs::create_dir_all(target).map_err(|source| RootfsError::Missing {
+    std::fs::create_dir_all(target).map_err(|source| RootfsError::Make {
         path: target.to_owned(),
         source,
     })?;
@@ -74,46 +71,6 @@ fn mount_one(mount: &Mount, target: &Path) -> Result<(), RootfsError> {
         target: target.to_owned(),
         reason: e.to_string(),
     })
-}
-
-/// Shows the guest a container's root, which is at `root` on the host, and its volumes. The folder's
-/// share is open.
-///
-/// # Errors
-/// When one of them does not exist or cannot be mounted.
-pub fn share(
-    state: &StateDir,
-    id: &str,
-    root: &Path,
-    volumes: &[Volume],
-) -> Result<(), RootfsError> {
-    std::fs::metadata(root).map_err(|source| RootfsError::Missing {
-        path: root.to_owned(),
-        source,
-    })?;
-    let base = Path::new(id);
-    let whole = Sharing {
-        recursive: true,
-        read_only: false,
-        id_maps: None,
-    };
-    state.share(root, &base.join("rootfs"), &whole)?;
-    for volume in volumes {
-        state.share(
-            &volume.source,
-            &base.join("mounts").join(&volume.name),
-            &volume.sharing,
-        )?;
-    }
-    Ok(())
-}
-
-/// Undoes [`share`], in a sandbox that goes on.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn unshare(state: &StateDir, id: &str) -> Result<(), RootfsError> {
-    Ok(state.unshare(Path::new(id))?)
 }
 
 /// Undoes [`mount`].

@@ -34,6 +34,7 @@ use crate::grouping;
 use crate::hooks::{Hooks, Subject};
 use crate::rootfs;
 use crate::runtime::Runtime;
+use crate::share::Share;
 use crate::state_dir::StateDir;
 use crate::task_service::TaskService;
 
@@ -130,7 +131,7 @@ async fn delete(flags: &Flags) -> anyhow::Result<()> {
     let socket = std::fs::read_to_string(bundle.join(ADDRESS_FILE)).ok();
     let served = socket.as_deref().is_some_and(is_served);
     let socket = socket.map(|address| socket_path(&address));
-    if served && state.is_shared(&flags.id) {
+    if served && Share::has_others(&state, &flags.id) {
         // containerd asks, too, when the first container is deleted and its machine goes on.
         rootfs::unmount(&bundle.join("rootfs"))?;
     } else {

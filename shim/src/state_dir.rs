@@ -4,21 +4,17 @@
 //! processes      "PID START-TIME" of each process started for the sandbox, a line each
 //! user           what hull-vmm runs as
 //! folders/       where the shim makes what things are mounted on
-//! shared/        the same, mounted read-only: what virtiofsd shows the guest
-//!   ID/rootfs        the container's root file system, bind-mounted
-//!   ID/mounts/N      its volumes, bind-mounted
+//! shared/        the same, mounted read-only: what virtiofsd shows the guest (`share`)
 //! console.log    what the guest's kernel says, with `debug_console`
 //! ```
 //! What is mounted here and which processes run can be found from the folder alone, after a crash.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MntFlags, MsFlags};
-
-use crate::idmap::{self, IdMaps};
+use crate::mount_points::{UnmountError, unmount_below};
 use crate::process_identity::ProcessIdentity;
 
 /// Why the folder could not be made or undone.
@@ -39,33 +35,9 @@ pub enum StateError {
         #[source]
         source: io::Error,
     },
-    /// A mount in it.
-    #[error("mount {} for the guest", path.display())]
-    Mount {
-        /// What was to be mounted.
-        path: PathBuf,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// The owners of a mount in it.
-    #[error("map the ids of {}, which its file system may not be able to", path.display())]
-    IdMap {
-        /// What was to be mounted.
-        path: PathBuf,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// Something is still mounted.
-    #[error("unmount {}", path.display())]
-    Unmount {
-        /// What is.
-        path: PathBuf,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
+    /// Something is still mounted in it.
+    #[error(transparent)]
+    Unmount(#[from] UnmountError),
     /// The folder stays.
     #[error("remove {}", path.display())]
     Remove {
@@ -81,17 +53,6 @@ pub enum StateError {
 #[derive(Debug, Clone)]
 pub struct StateDir {
     path: PathBuf,
-}
-
-/// How something of the host's is shared.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Sharing {
-    /// With all that is mounted below it.
-    pub recursive: bool,
-    /// Nobody can write through the share.
-    pub read_only: bool,
-    /// Whose files they are in the container, if not the same users'.
-    pub id_maps: Option<IdMaps>,
 }
 
 impl StateDir {
@@ -147,7 +108,8 @@ impl StateDir {
     }
 
     /// Where what things are mounted on is made.
-    fn folders(&self) -> PathBuf {
+    #[must_use]
+    pub fn folders(&self) -> PathBuf {
         self.path.join("folders")
     }
 
@@ -155,102 +117,6 @@ impl StateDir {
     #[must_use]
     pub fn shared(&self) -> PathBuf {
         self.path.join("shared")
-    }
-
-    /// Makes the shared folder a mount of its own, from which what is mounted in it later reaches a
-    /// virtiofsd that runs already. It is read-only: a guest that has taken over its kernel could put a
-    /// link where the root of the next container is to be mounted, for the shim to follow.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn open_share(&self) -> Result<(), StateError> {
-        let (folders, shared) = (self.folders(), self.shared());
-        let mount = |flags| {
-            let mounted =
-                nix::mount::mount(Some(&folders), &shared, None::<&str>, flags, None::<&str>);
-            mounted.map_err(|e| StateError::Mount {
-                path: shared.clone(),
-                source: e.into(),
-            })
-        };
-        mount(MsFlags::MS_BIND)?;
-        mount(MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY)?;
-        // Of a group of its own: not of the host's, where all of it would be seen too.
-        mount(MsFlags::MS_PRIVATE)?;
-        mount(MsFlags::MS_SHARED)
-    }
-
-    /// Bind-mounts a directory or file of the host below the shared folder. `to` is relative, and
-    /// nothing there is the guest's: no link can be followed.
-    ///
-    /// # Errors
-    /// When `from` does not exist, or the kernel refuses.
-    pub fn share(&self, from: &Path, to: &Path, sharing: &Sharing) -> Result<(), StateError> {
-        let mount_error = |source: io::Error| StateError::Mount {
-            path: from.to_owned(),
-            source,
-        };
-        let is_directory = fs::metadata(from).map_err(mount_error)?.is_dir();
-        let place = self.folders().join(to);
-        let make_error = |source: io::Error| StateError::Make {
-            path: place.clone(),
-            source,
-        };
-        fs::create_dir_all(place.parent().unwrap_or(&place)).map_err(make_error)?;
-        if is_directory {
-            fs::create_dir(&place).map_err(make_error)?;
-        } else {
-            File::create_new(&place).map_err(make_error)?;
-        }
-        let target = self.shared().join(to);
-        let mount = |flags| {
-            nix::mount::mount(Some(from), &target, None::<&str>, flags, None::<&str>)
-                .map_err(|e| mount_error(e.into()))
-        };
-        let depth = if sharing.recursive {
-            MsFlags::MS_REC
-        } else {
-            MsFlags::empty()
-        };
-        if let Some(maps) = &sharing.id_maps {
-            let mounted = idmap::bind(from, &target, maps, sharing.recursive);
-            mounted.map_err(|source| StateError::IdMap {
-                path: from.to_owned(),
-                source,
-            })?;
-        } else {
-            mount(MsFlags::MS_BIND | depth)?;
-        }
-        // Nothing that is mounted here later is to reach the host, but the host's mounts are to
-        // reach the guest.
-        mount(MsFlags::MS_SLAVE | MsFlags::MS_REC)?;
-        if sharing.read_only {
-            mount(MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY)?;
-        }
-        Ok(())
-    }
-
-    /// Undoes every [`StateDir::share`] below `to`. Nothing to do is no error.
-    ///
-    /// # Errors
-    /// When something stays mounted; then nothing is removed, for it would be the host's.
-    pub fn unshare(&self, to: &Path) -> Result<(), StateError> {
-        unmount_below(&self.shared().join(to))?;
-        let place = self.folders().join(to);
-        match fs::remove_dir_all(&place) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StateError::Remove {
-                path: place,
-                source,
-            }),
-            _ => Ok(()),
-        }
-    }
-
-    /// Whether something of others than container `id` is shared here.
-    #[must_use]
-    pub fn is_shared(&self, id: &str) -> bool {
-        let mut entries = fs::read_dir(self.folders()).into_iter().flatten().flatten();
-        entries.any(|entry| entry.file_name() != id)
     }
 
     /// Notes where the sandbox's shim listens, for containers that join it.
@@ -371,61 +237,6 @@ impl StateDir {
     }
 }
 
-/// Unmounts everything at or below `path`, the last mounted first. The folder `path` is in may be
-/// named through links, as `/var/run` is; `path` itself is not followed.
-///
-/// # Errors
-/// When the kernel refuses one.
-pub fn unmount_below(path: &Path) -> Result<(), StateError> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Ok(());
-    };
-    let Ok(parent) = parent.canonicalize() else {
-        // What is not there is no mount point.
-        return Ok(());
-    };
-    let path = &parent.join(name);
-    for point in mount_points(path).into_iter().rev() {
-        let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
-        match nix::mount::umount2(&point, flags) {
-            // Gone with one that was mounted over it.
-            Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
-            Err(e) => {
-                return Err(StateError::Unmount {
-                    path: point,
-                    source: e.into(),
-                });
-            }
-        }
-    }
-    match mount_points(path).pop() {
-        None => Ok(()),
-        Some(path) => Err(StateError::Unmount {
-            path,
-            source: io::ErrorKind::ResourceBusy.into(),
-        }),
-    }
-}
-
-/// Mount points at or below `path`, in the order in which they were mounted.
-fn mount_points(path: &Path) -> Vec<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    table
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|point| PathBuf::from(unescape(point)))
-        .filter(|point| point.starts_with(path))
-        .collect()
-}
-
-/// proc(5): space, tab, newline and backslash stand as octal escapes.
-fn unescape(text: &str) -> String {
-    text.replace("\\040", " ")
-        .replace("\\011", "\t")
-        .replace("\\012", "\n")
-        .replace("\\134", "\\")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -489,10 +300,5 @@ mod tests {
         text.push_str(&format!("{own} 1\n999999999 5\ngarbage\n"));
         fs::write(noted, text).unwrap();
         assert_eq!(state.processes(), [ProcessIdentity::of(own).unwrap()]);
-    }
-
-    #[test]
-    fn mount_points_with_spaces_are_understood() {
-        assert_eq!(unescape(r"/a\040b\134c"), r"/a b\c");
     }
 }

@@ -84,9 +84,9 @@ fn the_file_system_daemon_sees_the_shared_folder_alone() {
     for kind in ["mnt", "pid", "net", "ipc", "uts"] {
         assert_ne!(daemon.namespace(kind), own.namespace(kind), "{kind}");
     }
-    assert_eq!(daemon.root(), ["confined"]);
+    assert_eq!(daemon.root(), ["roots"]);
     // What the shim makes there is nobody else's to change; what is mounted there may be.
-    for (path, allowed) in [("", false), ("confined", false), ("confined/rootfs", true)] {
+    for (path, allowed) in [("", false), ("roots", false), ("roots/confined", true)] {
         let made = fs::create_dir(daemon.path("root").join(path).join("made"));
         assert_eq!(made.is_ok(), allowed, "{path:?}: {made:?}");
     }

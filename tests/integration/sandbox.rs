@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use hull_tests::{Container, Host, command};
+use hull_tests::wait::until;
+use hull_tests::{Container, Finished, Host, Process, command};
 
 fn machines() -> usize {
     let pids = command("pidof", &["hull-vmm"], b"");
@@ -76,6 +77,74 @@ fn the_machine_stays_for_those_that_are_left_in_it() {
     second.kill("SIGTERM");
     second.end();
     assert_eq!(machines(), 0);
+}
+
+#[test]
+fn a_volume_of_two_containers_of_one_machine_is_one_file_system_and_outlives_each_of_them() {
+    let host = Host::take();
+    let directory = tempfile::tempdir().unwrap();
+    let source = directory.path().display();
+    let mount = format!("type=bind,src={source},dst=/data,options=rbind:rw");
+    let first = host
+        .container("first")
+        .options(&["--mount", &mount])
+        .start(&["sleep", "1000"]);
+    let second = host
+        .container("second")
+        .options(&["--mount", &mount])
+        .joining(&first, &["network"])
+        .start(&["sleep", "1000"]);
+    let ok = |ran: Finished| assert_eq!(ran.status, 0, "{ran:#?}");
+    ok(second.exec(
+        "make",
+        &["sh", "-c", "mkfifo /data/pipe && echo tide > /data/word"],
+    ));
+
+    // The kernel's locks, pipes and sockets are an inode's, so that has to be the same one.
+    let identity = ["stat", "-c", "%d %i", "/data/word"];
+    let theirs = first.exec("stat", &identity);
+    assert_eq!(theirs.output(), second.exec("stat", &identity).output());
+    let output = directory.path().join("read");
+    first.exec_detached("read", &output, &["cat", "/data/pipe"]);
+    ok(second.exec("write", &["sh", "-c", "echo through > /data/pipe"]));
+    until("the word has come through", || {
+        let said = fs::read_to_string(&output).ok()?;
+        (said == "through\n").then_some(())
+    });
+
+    first.end();
+    ok(second.exec("more", &["sh", "-c", "echo more >> /data/word"]));
+    second.end();
+    let word = fs::read_to_string(directory.path().join("word")).unwrap();
+    assert_eq!(word, "tide\nmore\n");
+}
+
+#[test]
+fn a_volume_that_a_joining_container_may_only_read_is_read_only_on_the_host_too() {
+    let host = Host::take();
+    let directory = tempfile::tempdir().unwrap();
+    let source = directory.path().display();
+    let mount = format!("type=bind,src={source},dst=/data,options=rbind:ro");
+    let first = host.container("first").start(&["sleep", "1000"]);
+    let second = host
+        .container("second")
+        .options(&["--mount", &mount])
+        .joining(&first, &["network"])
+        .start(&["sleep", "1000"]);
+
+    // What the file-system daemon may do is what a guest that has taken over its kernel may.
+    let noted = fs::read_to_string("/run/hull/default/first/processes").unwrap();
+    let daemon = noted.lines().nth(1).and_then(|line| line.split(' ').next());
+    let daemon = Process::of(daemon.unwrap()).children().pop().unwrap();
+    let mounts = daemon.read("mountinfo");
+    let volume = mounts.lines().find(|line| line.contains(" /volumes/0 "));
+    let options = volume.and_then(|line| line.split(' ').nth(5));
+    assert!(options.unwrap().starts_with("ro"), "{mounts}");
+    let refused = second.exec("write", &["touch", "/data/word"]);
+    assert!(refused.stderr.contains("Read-only"), "{refused:#?}");
+
+    first.end();
+    second.end();
 }
 
 #[test]

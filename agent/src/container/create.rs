@@ -22,6 +22,7 @@ use super::launch::Launcher;
 use super::namespaces::UserNamespace;
 use super::plan::{self, Plan};
 use super::user_namespace;
+use super::volumes;
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::error_chain;
 use crate::host::Host;
@@ -228,6 +229,7 @@ async fn try_create(
     let mut keep = streams.ends();
     keep.extend(reporter.ends());
     let pid = operation::run(reaper, "create container", &keep, || {
+        volumes::enter(&plan.volumes);
         let launcher = Launcher::new(plan.launch.clone(), None, reporter.words()?);
         let builder = builder(id, CONTAINERS, launcher, &reporter, &streams)?;
         let init = builder

@@ -30,6 +30,7 @@ pub mod seccomp;
 mod start;
 mod state;
 pub mod user_namespace;
+pub mod volumes;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -47,6 +48,7 @@ use self::error::ContainerError;
 use self::namespaces::Neighbour;
 use self::process_plan::{Confinement, LaunchPlan};
 use self::state::{Container, Process};
+use self::volumes::{Held, Volumes};
 use crate::cgroup;
 use crate::error_chain;
 use crate::events::Events;
@@ -74,6 +76,7 @@ struct Inner {
     table: Mutex<HashMap<String, Container>>,
     /// Some process has ended.
     ended: Notify,
+    volumes: Volumes,
 }
 
 impl Containers {
@@ -86,6 +89,7 @@ impl Containers {
                 events,
                 table: Mutex::default(),
                 ended: Notify::new(),
+                volumes: Volumes::default(),
             }),
         }
     }
@@ -109,12 +113,14 @@ impl Containers {
         plan::check_id(id)?;
         let neighbour = |name: &str| self.neighbour(name);
         let plan = plan::container(id, config, ports.is_terminal(), disks, neighbour)?;
-        self.reserve(id, plan.launch.confinement.clone())?;
         let inner = &self.inner;
+        let volumes = inner.volumes.hold(plan.volumes.clone());
+        self.reserve(id, plan.launch.confinement.clone(), volumes)?;
         match create::create(&inner.reaper, inner.host, id, &plan, ports).await {
             Ok(created) => Ok(self.created(id, created, &plan.launch)),
             Err(error) => {
-                self.table().remove(id);
+                let failed = self.table().remove(id);
+                drop(failed);
                 Err(error.into())
             }
         }
@@ -346,7 +352,12 @@ impl Containers {
         })
     }
 
-    fn reserve(&self, id: &str, confinement: Confinement) -> Result<(), ContainerError> {
+    fn reserve(
+        &self,
+        id: &str,
+        confinement: Confinement,
+        volumes: Held,
+    ) -> Result<(), ContainerError> {
         let mut table = self.table();
         if table.contains_key(id) {
             return Err(ContainerError::Exists {
@@ -354,7 +365,7 @@ impl Containers {
                 id: id.to_owned(),
             });
         }
-        table.insert(id.to_owned(), Container::new(id, confinement));
+        table.insert(id.to_owned(), Container::new(id, confinement, volumes));
         Ok(())
     }
 

@@ -21,6 +21,7 @@ use super::namespaces::{self, Neighbour, UserNamespace};
 use super::process_plan::{Confinement, LaunchPlan, check_process, without_launch};
 use super::refusal::PlanError;
 use super::seccomp;
+use super::volumes;
 use crate::bpf::Instruction;
 
 /// How to create a container.
@@ -41,6 +42,8 @@ pub struct Plan {
     pub user_namespace: UserNamespace,
     /// For the agent: what it mounts first.
     pub block_volumes: Vec<BlockVolume>,
+    /// For the agent: what it enters first.
+    pub volumes: Vec<PathBuf>,
 }
 
 /// The cgroup of a container, relative to the hierarchy's root.
@@ -98,6 +101,7 @@ pub fn container(
     let device_nodes = device_nodes::take(&mut linux, mounts, id_maps.as_ref())?;
     let network_sysctls = take_network_sysctls(&mut linux);
     let mounts = spec.mounts_mut().as_deref_mut().unwrap_or_default();
+    let volumes = volumes::of(mounts);
     let block_volumes = block_volumes::take(id, mounts);
     let copy_ups = copy_up::take(mounts);
     let propagations = mounts::propagations(mounts);
@@ -128,6 +132,7 @@ pub fn container(
         network_sysctls,
         user_namespace,
         block_volumes,
+        volumes,
     })
 }
 

@@ -10,6 +10,7 @@ use super::create::Report;
 use super::error::ContainerError;
 use super::plan;
 use super::process_plan::{Confinement, ExecPlan};
+use super::volumes::Held;
 use crate::cgroup::{Cgroup, OomWatch};
 use crate::stdio::{Ports, Terminal};
 
@@ -22,6 +23,7 @@ pub(super) struct Container {
     pub(super) oom: Arc<OomWatch>,
     pub(super) oom_task: Option<AbortHandle>,
     pub(super) confinement: Confinement,
+    _volumes: Held,
 }
 
 /// One process the shim asked for.
@@ -87,7 +89,7 @@ impl Process {
 }
 
 impl Container {
-    pub(super) fn new(id: &str, confinement: Confinement) -> Self {
+    pub(super) fn new(id: &str, confinement: Confinement, volumes: Held) -> Self {
         let cgroup = Cgroup::at(&plan::cgroup_path(id));
         Self {
             init: Process::Creating,
@@ -97,6 +99,7 @@ impl Container {
             oom_task: None,
             cgroup,
             confinement,
+            _volumes: volumes,
         }
     }
 

@@ -12,7 +12,7 @@ mod namespaces;
 mod tests;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxSeccomp, LinuxSeccompAction, Process, Spec};
 
@@ -58,21 +58,30 @@ pub struct Guest {
     pub hooks: Hooks,
 }
 
-/// Translates the configuration of container `id`, which the guest finds on its share at `share`.
-/// `neighbours` are the containers of the machine that it joins.
+impl Guest {
+    /// Tells its bind mounts where in the guest the volumes are, which are named in their order.
+    pub fn place(&mut self, places: impl IntoIterator<Item = PathBuf>) {
+        let mounts = self.spec.mounts_mut().as_deref_mut().unwrap_or_default();
+        for (volume, place) in self.volumes.iter().zip(places) {
+            mounts[volume.mount].set_source(Some(place));
+        }
+    }
+}
+
+/// Translates the configuration of container `id`, whose root the guest finds at `root`; where it finds
+/// the volumes is for [`Guest::place`]. `neighbours` are the containers of the machine that it joins.
 ///
 /// # Errors
 /// The first field that cannot be honoured.
 pub fn translate(
     mut spec: Spec,
     id: &str,
-    share: &Path,
+    root_in_guest: &Path,
     neighbours: &impl Neighbours,
 ) -> Result<Guest, Unsupported> {
-    let base = share.join(id);
     let hooks = Hooks::take(&mut spec)?;
     if let Some(root) = spec.root_mut() {
-        root.set_path(base.join("rootfs"));
+        root.set_path(root_in_guest.to_owned());
     }
     if let Some(process) = spec.process_mut() {
         drop_labels(process);
@@ -105,9 +114,9 @@ pub fn translate(
         linux.set_cgroups_path(Some(Path::new("/hull").join(id)));
     }
     let mut volumes = Vec::new();
-    for mount in spec.mounts_mut().iter_mut().flatten() {
-        if let Some(volume) = mounts::volume(mount, volumes.len(), container_maps.as_ref())? {
-            mount.set_source(Some(base.join("mounts").join(&volume.name)));
+    let mounts = spec.mounts_mut().iter_mut().flatten();
+    for (place, mount) in mounts.enumerate() {
+        if let Some(volume) = mounts::volume(mount, place, container_maps.as_ref())? {
             volumes.push(volume);
         } else if let Some(volume) = mounts::block_volume(mount, block_volumes.len())? {
             block_volumes.push(volume);

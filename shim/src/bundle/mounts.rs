@@ -7,18 +7,18 @@ use agent_protocol::disk_path;
 use oci_spec::runtime::{Linux, LinuxIdMapping, Mount};
 
 use super::{Unsupported, unsupported};
+use crate::bind_mount::Manner;
 use crate::idmap::IdMaps;
-use crate::state_dir::Sharing;
 
 /// Something of the host's that the guest mounts.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Volume {
     /// Path on the host: a directory or a single file.
     pub source: PathBuf,
-    /// Name below the container's `mounts` directory on the share.
-    pub name: String,
-    /// What of it is shared, and how.
-    pub sharing: Sharing,
+    /// Which of the configuration's mounts it is for.
+    pub mount: usize,
+    /// How the guest is shown it.
+    pub manner: Manner,
 }
 
 /// How a block device of the host is named.
@@ -75,10 +75,11 @@ pub(super) fn is_bind(mount: &Mount) -> bool {
         || has_option(mount, "rbind")
 }
 
-/// What `mount` needs of the host, if anything. What the host does is taken out of it.
+/// What `mount`, which is at `place` among the configuration's, needs of the host, if anything. What
+/// the host does is taken out of it.
 pub(super) fn volume(
     mount: &mut Mount,
-    number: usize,
+    place: usize,
     container: Option<&Maps>,
 ) -> Result<Option<Volume>, Unsupported> {
     let id_maps = id_maps(mount, container)?;
@@ -92,7 +93,7 @@ pub(super) fn volume(
     if !source.is_absolute() {
         return unsupported("mounts[].source", "a bind mount needs a source");
     }
-    let sharing = Sharing {
+    let manner = Manner {
         recursive: !has_option(mount, "bind") || has_option(mount, "rbind"),
         read_only: has_option(mount, "ro"),
         id_maps,
@@ -106,8 +107,8 @@ pub(super) fn volume(
         .set_gid_mappings(None);
     Ok(Some(Volume {
         source,
-        name: number.to_string(),
-        sharing,
+        mount: place,
+        manner,
     }))
 }
 

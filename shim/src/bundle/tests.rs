@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Capability, LinuxNamespaceType, Mount, Spec};
 
 use super::*;
-use crate::state_dir::Sharing;
+use crate::bind_mount::Manner;
 
 /// A configuration such as `ctr` makes, with `change` merged in at the top.
 fn spec(change: &Value) -> Spec {
@@ -27,7 +27,7 @@ fn spec(change: &Value) -> Spec {
 }
 
 fn guest(change: &Value) -> Result<Guest, Unsupported> {
-    translate(spec(change), "tide", Path::new("/share"), &Nobody)
+    translate(spec(change), "tide", Path::new("/share/root"), &Nobody)
 }
 
 #[test]
@@ -36,7 +36,7 @@ fn paths_cgroup_and_labels_are_the_guests() {
     let value = serde_json::to_value(&guest.spec).unwrap();
     assert_eq!(
         value["root"],
-        json!({ "path": "/share/tide/rootfs", "readonly": true })
+        json!({ "path": "/share/root", "readonly": true })
     );
     assert_eq!(value["linux"]["cgroupsPath"], "/hull/tide");
     assert_eq!(value["process"].get("apparmorProfile"), None);
@@ -119,13 +119,14 @@ fn a_container_that_joins_a_machine_may_have_a_network_of_its_own() {
 }
 
 #[test]
-fn bind_mounts_move_to_the_share() {
-    let guest = guest(&json!({ "mounts": [
+fn bind_mounts_are_of_where_the_guest_finds_their_volumes() {
+    let mut guest = guest(&json!({ "mounts": [
         { "destination": "/a", "type": "bind", "source": "/host/a", "options": ["rbind", "ro"] },
         { "destination": "/tmp", "type": "tmpfs", "source": "tmpfs" },
         { "destination": "/b", "source": "/host/b", "options": ["bind"] },
     ] }))
     .unwrap();
+    guest.place(["/share/7".into(), "/share/3".into()]);
     let sources: Vec<_> = guest
         .spec
         .mounts()
@@ -136,15 +137,15 @@ fn bind_mounts_move_to_the_share() {
     assert_eq!(
         sources,
         [
-            &Some("/share/tide/mounts/0".into()),
+            &Some("/share/7".into()),
             &Some("tmpfs".into()),
-            &Some("/share/tide/mounts/1".into())
+            &Some("/share/3".into())
         ]
     );
-    let volume = |source: &str, name: &str, both| Volume {
+    let volume = |source: &str, mount, both| Volume {
         source: source.into(),
-        name: name.into(),
-        sharing: Sharing {
+        mount,
+        manner: Manner {
             recursive: both,
             read_only: both,
             id_maps: None,
@@ -152,7 +153,7 @@ fn bind_mounts_move_to_the_share() {
     };
     assert_eq!(
         guest.volumes,
-        [volume("/host/a", "0", true), volume("/host/b", "1", false)]
+        [volume("/host/a", 0, true), volume("/host/b", 2, false)]
     );
 }
 
@@ -177,7 +178,7 @@ fn an_idmapped_mount_is_the_hosts_to_map() {
     let by_nobody = guest(&json!({ "mounts": mount(&json!({})) })).unwrap_err();
 
     let hosts = |guest: &Guest| {
-        let maps = guest.volumes[0].sharing.id_maps.as_ref().unwrap();
+        let maps = guest.volumes[0].manner.id_maps.as_ref().unwrap();
         assert!(maps.recursive);
         (maps.users[0].host_id(), maps.groups[0].host_id())
     };

@@ -1,6 +1,6 @@
 //! Create: from a bundle to a machine with a container in it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use crate::pause_process;
 use crate::port_forward::Bound;
 use crate::rootfs;
 use crate::sandbox::{Plan, Sandbox};
+use crate::share::{self, Share};
 use crate::spawn::Place;
 use crate::state_dir::StateDir;
 use crate::stdio::{Owner, Paths};
@@ -95,33 +96,37 @@ impl Runtime {
     /// The first container of a machine, and the machine.
     async fn boot(&self, request: &CreateTaskRequest) -> Result<u32> {
         let config = Config::load().map_err(|e| TaskError::failed(&e))?;
-        let wanted = Wanted::read(request, &Nobody)?;
-        let guest = &wanted.guest;
-        let disks = block_volumes::open(&guest.block_volumes);
+        let mut wanted = Wanted::read(request, &Nobody)?;
+        let disks = block_volumes::open(&wanted.guest.block_volumes);
         let disks = disks.map_err(|e| TaskError::failed(&e))?;
         let bound = wanted.bind()?;
 
         let state = StateDir::at(&config.state, &self.0.namespace, &request.id)
             .map_err(|e| TaskError::failed(&e))?;
         state.create().map_err(|e| TaskError::failed(&e))?;
-        let shared = state
-            .note_address(&self.0.address)
-            .and_then(|()| state.open_share())
-            .map_err(|e| TaskError::failed(&e));
-        if let Err(error) = shared.and_then(|()| wanted.share(request, &state)) {
-            if let Err(e) = state.remove() {
-                warn!("clean up after a failed mount: {}", chain(&e));
+        let noted = state.note_address(&self.0.address);
+        let shared = noted.map_err(|e| TaskError::failed(&e)).and_then(|()| {
+            let share = Share::open(&state).map_err(|e| TaskError::failed(&e))?;
+            wanted.show(request, &share).map(|()| share)
+        });
+        let share = match shared {
+            Ok(share) => share,
+            Err(error) => {
+                if let Err(e) = state.remove() {
+                    warn!("clean up after a failed mount: {}", chain(&e));
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
+        };
         // Nobody is there whose network it could be.
-        let network = match &guest.network {
+        let network = match &wanted.guest.network {
             bundle::Network::Own(path) => path.as_deref(),
             bundle::Network::Machine | bundle::Network::Of(_) => None,
         };
         let plan = Plan {
             config: &config,
             state,
+            share,
             memory_mib: memory_mib(config.memory_mib, wanted.memory_limit),
             disks,
             network,
@@ -157,7 +162,7 @@ impl Runtime {
         sandbox: &Sandbox,
         others: &Others,
     ) -> Result<u32> {
-        let wanted = Wanted::read(request, others)?;
+        let mut wanted = Wanted::read(request, others)?;
         if !wanted.guest.block_volumes.is_empty() {
             return Err(TaskError::Invalid(
                 "block devices cannot be added to a virtual machine that runs".into(),
@@ -170,7 +175,7 @@ impl Runtime {
         let created = async {
             let noted = sandbox.state.note_member(&request.id);
             noted.map_err(|e| TaskError::failed(&e))?;
-            wanted.share(request, &sandbox.state)?;
+            wanted.show(request, &sandbox.share)?;
             let (pause, network) = stand_in(sandbox, &wanted.guest.network, others).await?;
             let container = self.create_in(sandbox, request, wanted, pause.pid).await;
             match container {
@@ -188,7 +193,7 @@ impl Runtime {
                 Ok(self.adopt(request, sandbox, container, bound, host_side))
             }
             Err(error) => {
-                if let Err(e) = rootfs::unshare(&sandbox.state, &request.id) {
+                if let Err(e) = sandbox.share.remove(&request.id) {
                     warn!("clean up after a failed create: {}", chain(&e));
                 }
                 sandbox.state.forget_member(&request.id);
@@ -246,7 +251,8 @@ impl Wanted {
             .map_err(|e| TaskError::Invalid(e.to_string()))?;
         let root = bundle::host_root(&spec, &bundle, !request.rootfs.is_empty());
         let memory_limit = memory_limit(&spec);
-        let guest = bundle::translate(spec, &request.id, SHARE_PATH.as_ref(), neighbours)
+        let root_in_guest = Path::new(SHARE_PATH).join(share::root_place(&request.id));
+        let guest = bundle::translate(spec, &request.id, &root_in_guest, neighbours)
             .map_err(|e| TaskError::Invalid(e.to_string()))?;
         Ok(Self {
             bundle,
@@ -262,10 +268,15 @@ impl Wanted {
     }
 
     /// Mounts the root file system and shows it to the guest, with the volumes.
-    fn share(&self, request: &CreateTaskRequest, state: &StateDir) -> Result<()> {
-        let shared = rootfs::mount(&request.rootfs, &self.bundle.join("rootfs"))
-            .and_then(|()| rootfs::share(state, &request.id, &self.root, &self.guest.volumes));
-        shared.map_err(|e| TaskError::failed(&e))
+    fn show(&mut self, request: &CreateTaskRequest, share: &Share) -> Result<()> {
+        rootfs::mount(&request.rootfs, &self.bundle.join("rootfs"))
+            .map_err(|e| TaskError::failed(&e))?;
+        let places = share
+            .add(&request.id, &self.root, &self.guest.volumes)
+            .map_err(|e| TaskError::failed(&e))?;
+        let places = places.iter().map(|place| Path::new(SHARE_PATH).join(place));
+        self.guest.place(places);
+        Ok(())
     }
 }
 

@@ -58,7 +58,8 @@ impl Runtime {
         if let Some(machine) = &machine {
             // Others go on in it.
             forget_inside(machine, id, "").await;
-            rootfs::unshare(&machine.state, id).map_err(|e| TaskError::failed(&e))?;
+            let hidden = machine.share.remove(id);
+            hidden.map_err(|e| TaskError::failed(&e))?;
         }
         self.release(id).await;
         let (state, bundle, hooks, subject) = {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_protocol::{
-    AgentClient, HelloRequest, LOG_PORT, PROTOCOL_VERSION, RPC_PORT, SHARE_PATH, SHARE_TAG, Share,
+    AgentClient, HelloRequest, LOG_PORT, PROTOCOL_VERSION, RPC_PORT, SHARE_PATH, SHARE_TAG,
 };
 use log::{info, warn};
 use tokio::process::Child;
@@ -21,6 +21,7 @@ use crate::fs_daemon::{self, FsDaemonError};
 use crate::log_lines::{self, LastLine};
 use crate::network::{self, Cards, Network, NetworkError};
 use crate::ports::{Expected, Ports};
+use crate::share::Share;
 use crate::state_dir::{StateDir, StateError};
 use crate::supervise::{Gone, Supervised};
 use crate::users::{self, UserError};
@@ -89,8 +90,10 @@ impl BootError {
 pub struct Plan<'a> {
     /// Where everything is.
     pub config: &'a Config,
-    /// The sandbox's folder, with what the guest is shown in place.
+    /// The sandbox's folder.
     pub state: StateDir,
+    /// What the guest is shown, in place.
+    pub share: Share,
     /// Memory of the machine.
     pub memory_mib: u32,
     /// Its disks but for the guest's image.
@@ -116,7 +119,7 @@ impl Sandbox {
             .boot(plan.config, plan.memory_mib, plan.disks, plan.network)
             .await;
         match booted {
-            Ok((agent, cards, network)) => Ok(booting.finish(agent, cards, network)),
+            Ok((agent, cards, network)) => Ok(booting.finish(plan.share, agent, cards, network)),
             Err(error) => {
                 booting.undo().await;
                 Err(error)
@@ -222,7 +225,7 @@ impl Booting {
         let agent = AgentClient::new(ttrpc::r#async::Client::new(Socket::new(socket)));
         let hello = HelloRequest {
             version: PROTOCOL_VERSION,
-            shares: vec![Share {
+            shares: vec![agent_protocol::Share {
                 tag: SHARE_TAG.into(),
                 path: SHARE_PATH.into(),
                 ..Default::default()
@@ -264,10 +267,11 @@ impl Booting {
         reason
     }
 
-    fn finish(self, agent: AgentClient, cards: Cards, network: Network) -> Sandbox {
+    fn finish(self, share: Share, agent: AgentClient, cards: Cards, network: Network) -> Sandbox {
         let (vmm, control) = self.vmm.expect("booted, so started");
         Sandbox {
             state: self.state,
+            share,
             control,
             vmm,
             fs_daemon: self.fs_daemon.expect("booted, so started"),

@@ -21,6 +21,7 @@ pub use boot::{BootError, Plan};
 
 use crate::network::{Cards, Network};
 use crate::ports::Ports;
+use crate::share::Share;
 use crate::state_dir::StateDir;
 use crate::supervise::{Gone, Supervised};
 use crate::vmm_process::Control;
@@ -29,6 +30,8 @@ use crate::vmm_process::Control;
 pub struct Sandbox {
     /// Its folder on the host.
     pub state: StateDir,
+    /// What the guest is shown of the host's files.
+    pub share: Share,
     control: Control,
     vmm: Supervised,
     fs_daemon: Supervised,
@@ -64,6 +67,7 @@ impl Sandbox {
         let cards = Cards::new(control.clone(), agent.clone(), Arc::clone(&ports));
         let network = cards.network_of(vmm.pid).expect("the process lives");
         Self {
+            share: Share::at(&state),
             state,
             control,
             vmm,
