@@ -47,7 +47,7 @@ test-docker: ## Docker's features, on runc and on Hull, compared; CASES="run.lim
 	@tests/docker/run $(CASES)
 
 endurance: ## 200 lives of a container, 100 processes at once; half an hour
-	@tests/integration/run endurance:: --ignored
+	@tests/integration/run --timeout 7200 endurance:: --ignored --nocapture
 
 fuzz: ## Hostile guests, daemons and packets, 5 seconds each (docs/fuzzing.md)
 	@vmm/fuzz/run

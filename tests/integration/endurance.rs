@@ -50,6 +50,9 @@ fn two_hundred_lives_leave_nothing_and_cost_containerd_nothing() {
         assert_eq!(container.end(), 137, "life {life}");
         memory.push(containerd.memory());
         descriptors.push(containerd.descriptors());
+        if (life + 1) % 20 == 0 {
+            println!("{} lives, containerd has {} KiB", life + 1, memory[life]);
+        }
     }
 
     // A garbage-collected heap breathes: medians of many, after it has warmed up.
