@@ -41,3 +41,28 @@ registry() {
 	docker rmi 127.0.0.1:5000/fleet/busybox:1 >/dev/null
 	kill "$registry"
 }
+
+#: `login`, `logout`; a registry that wants to know who asks
+login() {
+	# The password is "tide".
+	echo 'captain:$2y$05$abcdefghijklmnopqrstuuWajY63IPhp4aM1A33qG7bHBcI3BncPu' >users
+	cat >registry.yml <<-EOF
+		version: 0.1
+		storage: {filesystem: {rootdirectory: $PWD/registry}}
+		http: {addr: "127.0.0.1:5001"}
+		auth: {htpasswd: {realm: fleet, path: $PWD/users}}
+	EOF
+	docker-registry serve registry.yml >registry.log 2>&1 &
+	local registry=$! image=127.0.0.1:5001/fleet/busybox:1
+	wait_for socat -u OPEN:/dev/null TCP:127.0.0.1:5001
+	docker tag busybox "$image"
+	says 1 'no basic auth credentials|unauthorized' docker push -q "$image"
+	echo wrong | says 1 'unauthorized' docker login -u captain --password-stdin 127.0.0.1:5001
+	echo tide | docker login -u captain --password-stdin 127.0.0.1:5001 2>/dev/null
+	docker push -q "$image"
+	docker rmi "$image" >/dev/null
+	docker run --rm --pull always -q "$image" echo pulled
+	docker logout 127.0.0.1:5001
+	docker rmi "$image" >/dev/null
+	kill "$registry"
+}

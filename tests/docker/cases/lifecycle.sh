@@ -107,13 +107,18 @@ live_restore() {
 	configure ''
 }
 
-#: dockerd restarted: containers that are to be restarted are
+#: dockerd restarted: containers that are to be restarted are; `--restart unless-stopped`
 dockerd_restart() {
 	docker run -d --name always --restart always busybox sleep 1000 >/dev/null
+	docker run -d --name unless --restart unless-stopped busybox sleep 1000 >/dev/null
+	docker run -d --name stopped --restart unless-stopped busybox sleep 1000 >/dev/null
 	docker run -d --name never busybox sleep 1000 >/dev/null
+	docker stop -t 0 stopped
 	stop_dockerd
 	start_dockerd
-	wait_for sh -c 'docker inspect --format "{{.State.Status}}" always | grep -x running'
-	docker inspect --format '{{.State.Status}}' never
-	docker rm -f always never
+	for name in always unless; do
+		wait_for sh -c "docker inspect --format '{{.State.Status}}' $name | grep -x running"
+	done
+	docker inspect --format '{{.State.Status}}' stopped never
+	docker rm -f always unless stopped never
 }

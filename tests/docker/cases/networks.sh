@@ -121,15 +121,25 @@ connect() {
 	docker network inspect --format '{{len .Containers}}' second
 }
 
-#: `-p`: a port, an address, a range, UDP, two ports to one
+#: `-p`: a port, an address, a range, UDP, two ports to one; `-P`
 ports() {
-	docker run -d --name web -p 8081:80 -p 127.0.0.1:8082:80 -p 8083-8084:83-84 -p 8085:53/udp busybox sh -c '
-		echo tide >/index.html; httpd -h /; httpd -p 84 -h /; nc -u -l -p 53 -e cat' >/dev/null
-	for port in 8081 8082 8084; do wait_for wget -q -O - "http://127.0.0.1:$port/"; done
+	docker run -d --name web -p 8081:80 -p 127.0.0.1:8082:80 -p 8083-8084:83-84 -p 8085:53/udp localhost/hull/services python3 -c '
+import http.server, socket, threading
+for port in 80, 84:
+    server = http.server.HTTPServer(("", port), http.server.SimpleHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever).start()
+echo = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+echo.bind(("", 53))
+while True:
+    said, who = echo.recvfrom(2000)
+    echo.sendto(said, who)' >/dev/null
+	for port in 8081 8082 8084; do wait_for wget -q -O - "http://127.0.0.1:$port/etc/hostname" >/dev/null; done
 	wait_for sh -c 'echo datagram | socat -T 2 - UDP:127.0.0.1:8085 | grep datagram'
 	docker port web | sort
 	docker rm -f web
 	says 1 '' wget -q -T 2 -O - http://127.0.0.1:8081/
+	docker run -d --name any --expose 80 -P busybox sh -c 'echo any >/index.html; httpd -f -h /' >/dev/null
+	wait_for wget -q -O - "http://$(docker port any 80/tcp | head -n 1)/"
 }
 
 #: IPv6

@@ -63,7 +63,14 @@ inotify() {
 	docker run --rm -v data:/data busybox sh -c 'timeout 5 tail -F /data/log 2>/dev/null & sleep 1; echo line >>/data/log; wait; rm /data/log'
 }
 
-#: file locks within a container
+#: file locks within a container, and between containers that share a network
 locks() {
-	docker run --rm -v data:/data busybox sh -c 'exec 9>/data/lock; flock -n 9 && echo mine; flock -n /data/lock true || echo taken' || true
+	docker run --rm -v data:/data localhost/hull/services sh -c '
+		exec 9>/data/lock; flock -n 9 && echo mine
+		flock -n /data/lock true; echo "status $?"; flock -u 9; flock -n /data/lock echo free'
+	docker run -d --name holder -v data:/data localhost/hull/services flock /data/lock sleep 1000 >/dev/null
+	docker run -d --name sidecar --network container:holder -v data:/data localhost/hull/services sleep 1000 >/dev/null
+	wait_for docker exec sidecar sh -c '! flock -n /data/lock true'
+	docker rm -f holder >/dev/null
+	docker exec sidecar flock -n /data/lock echo free
 }
