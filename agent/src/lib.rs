@@ -7,7 +7,7 @@
 //!             ├─▶ network  cards become the container's interfaces
 //!             ├─▶ forward  vsock ↔ the containers' ports
 //!             ├─▶ names    127.0.0.11:53 ↔ the engine's resolver on the host
-//!             └─▶ shares, events      reaper: who ended, and how
+//!             └─▶ shares, events, processes      reaper: who ended, and how
 //! ```
 //! One thread. Nothing here waits in a system call that a container or the host can hold up: what
 //! might, runs in an operation.
@@ -25,6 +25,7 @@ pub mod logging;
 pub mod names;
 pub mod network;
 pub mod operation;
+pub mod processes;
 pub mod reaper;
 pub mod server;
 pub mod shares;

@@ -130,14 +130,18 @@ impl Agent for Service {
     }
 
     async fn pids(&self, _: &TtrpcContext, req: ContainerId) -> ttrpc::Result<PidsResponse> {
-        let pids = self
-            .containers
-            .pids(&req.container_id)
-            .map_err(|error| failure(&error))?;
-        let processes = pids.into_iter().map(|(pid, exec_id)| {
+        let processes = self.containers.processes(&req.container_id).await;
+        let processes = processes.map_err(|error| failure(&error))?.into_iter();
+        let processes = processes.map(|(described, exec_id)| {
             Ok(Process {
-                pid: wire_pid(pid)?,
+                pid: wire_pid(described.pid)?,
                 exec_id,
+                started: described.started,
+                name: described.name,
+                command_line: described.command_line,
+                uid: described.uid,
+                gid: described.gid,
+                zombie: described.zombie,
                 ..Process::default()
             })
         });

@@ -1,8 +1,7 @@
 //! The VMM: started in the sandbox's network namespace and in a pid namespace of its own, and spoken
 //! to over its control socket. The rest of its jail it enters itself, before it reads from there.
 //!
-//! Its process keeps the namespace alive, and its pid is the one that containerd is told: dockerd
-//! finds the container's network at `/proc/PID/ns/net`.
+//! Its process keeps the namespace alive.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -11,8 +11,7 @@ use vmm_control::{Event, Request};
 fn a_running_machine_can_do_nothing_on_its_host() {
     let host = Host::take();
     let container = host.container("jailed").start(&["sleep", "1000"]);
-    let vmm = Process::of(&container.pid().to_string());
-    assert_eq!(vmm.status("Name"), "hull-vmm");
+    let vmm = container.vmm();
 
     // A user that the host does not know, and no other group.
     let uid = vmm.status("Uid");
@@ -110,9 +109,7 @@ fn two_machines_are_two_users() {
     let one = host.container("one").start(&["sleep", "1000"]);
     let two = host.container("two").start(&["sleep", "1000"]);
 
-    let user = |container: &hull_tests::Container<'_>| {
-        Process::of(&container.pid().to_string()).status("Uid")
-    };
+    let user = |container: &hull_tests::Container<'_>| container.vmm().status("Uid");
     assert_ne!(user(&one), user(&two));
 
     one.end();
@@ -137,11 +134,11 @@ fn no_guest_runs_without_a_jail_unless_it_is_asked_for_by_name() {
 fn a_machine_that_its_filter_stops_ends_and_the_log_says_so() {
     let host = Host::take();
     let container = host.container("caught").start(&["sleep", "1000"]);
-    let pid = container.listed().unwrap().swap_remove(1);
+    let vmm = container.vmm();
 
     // Whoever gets the signal of a filter goes on to execute a program (vmm/src/jail/seccomp.rs):
     // a call that no list has. Which call it was is told, too; the unit tests look at that.
-    let sent = hull_tests::command("kill", &["-SYS", &pid], b"");
+    let sent = hull_tests::command("kill", &["-SYS", vmm.pid()], b"");
     assert_eq!(sent.status, 0, "{sent:?}");
 
     container.wait_until_stopped();

@@ -20,6 +20,8 @@ mod lifecycle;
 mod network;
 /// The OCI runtime specification, demand by demand.
 mod oci;
+/// A container's processes, looked at from the host.
+mod processes;
 /// Containers that run one command.
 mod run;
 /// Containers that share namespaces, and so a machine.

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::command::{Finished, command};
 use crate::host::Host;
+use crate::process::Process;
 use crate::{RUNTIME, wait};
 
 /// The image that `tests/images/build` makes.
@@ -170,6 +171,19 @@ impl<'a> Container<'a> {
     pub fn pid(&self) -> u32 {
         let line = self.listed().expect("it is listed");
         line[1].parse().expect("a pid is a number")
+    }
+
+    /// The virtual machine that it is in, if it is that one's first.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    #[track_caller]
+    pub fn vmm(&self) -> Process {
+        let shim = Process::of(&Process::of(&self.pid().to_string()).status("PPid"));
+        let mut children = shim.children().into_iter();
+        let vmm = children.find(|child| child.status("Name") == "hull-vmm");
+        vmm.expect("a container has a machine")
     }
 
     /// Waits until its init is over.

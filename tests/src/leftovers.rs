@@ -59,16 +59,17 @@ fn line(kind: &str, path: &Path) -> String {
     format!("{kind} {}", path.display())
 }
 
-/// Processes that run one of our programs, or one that we start, zombies included.
+/// Processes that run one of our programs, or one that we start, zombies included; stand-ins have other
+/// names than their program.
 fn processes() -> impl Iterator<Item = String> {
     const NAMES: [&str; 4] = ["containerd-shim", "hull-vmm", "hull-agent", "virtiofsd"];
     entries("/proc").filter_map(|process| {
         // The kernel cuts the name after 15 bytes.
         let name = fs::read_to_string(process.join("comm")).ok()?;
         let name = name.trim();
-        NAMES
-            .contains(&name)
-            .then(|| format!("process {} {name}", process.display()))
+        let program = fs::read_link(process.join("exe")).unwrap_or_default();
+        let ours = NAMES.contains(&name) || program.ends_with("containerd-shim-hull-v2");
+        ours.then(|| format!("process {} {name}", process.display()))
     })
 }
 

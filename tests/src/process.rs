@@ -19,6 +19,12 @@ impl Process {
         }
     }
 
+    /// Its number, or `self`.
+    #[must_use]
+    pub fn pid(&self) -> &str {
+        &self.pid
+    }
+
     /// A path in its folder.
     #[must_use]
     pub fn path(&self, file: &str) -> PathBuf {

@@ -24,7 +24,7 @@ pub use generated::agent::*;
 pub use generated::agent_ttrpc::{Agent, AgentClient, create_agent};
 
 /// Raised with every change that an older peer would misread.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// vsock address of the host (`VMADDR_CID_HOST`).
 pub const HOST_CID: u32 = 2;
@@ -37,6 +37,12 @@ pub const LOG_PORT: u32 = 2;
 
 /// First host port for standard streams; the shim counts up from it, and uses each port once.
 pub const FIRST_STREAM_PORT: u32 = 1024;
+
+/// Processes of a container that are listed, at most.
+pub const MAX_PROCESSES: usize = 512;
+
+/// Bytes of a process's command line that are told.
+pub const MAX_COMMAND_LINE: usize = 4096;
 
 /// virtio-fs tag of the sandbox's one shared directory.
 pub const SHARE_TAG: &str = "hull";

@@ -55,6 +55,7 @@ use crate::events::Events;
 use crate::host::Host;
 use crate::network::Namespace;
 use crate::operation;
+use crate::processes::{self, Description};
 use crate::reaper::Reaper;
 use crate::stdio::Ports;
 use crate::sys;
@@ -252,16 +253,23 @@ impl Containers {
     /// The container's processes, with the exec ids of those that were started as such.
     ///
     /// # Errors
-    /// `NoContainer`, `Cgroup`.
-    pub fn pids(&self, container_id: &str) -> Result<Vec<(i32, String)>, ContainerError> {
-        self.with(container_id, |container| {
+    /// `NoContainer`, `Cgroup`, `Operation`.
+    pub async fn processes(
+        &self,
+        container_id: &str,
+    ) -> Result<Vec<(Description, String)>, ContainerError> {
+        let (pids, mut names) = self.with(container_id, |container| {
             let execs = container.execs.iter();
-            let names = execs.filter_map(|(id, exec)| Some((exec.pid()?, id)));
-            let names: HashMap<i32, &String> = names.collect();
-            let name = |pid| names.get(&pid).copied().cloned().unwrap_or_default();
-            let pids = container.cgroup.pids()?.into_iter();
-            Ok(pids.map(|pid| (pid, name(pid))).collect())
-        })
+            let names = execs.filter_map(|(id, exec)| Some((exec.pid()?, id.clone())));
+            let names: HashMap<i32, String> = names.collect();
+            Ok((container.cgroup.pids()?, names))
+        })?;
+        let described = processes::describe(&self.inner.reaper, pids).await?;
+        let named = |described: Description| {
+            let name = names.remove(&described.pid).unwrap_or_default();
+            (described, name)
+        };
+        Ok(described.into_iter().map(named).collect())
     }
 
     /// What the container's cgroup says.

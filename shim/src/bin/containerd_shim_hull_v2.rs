@@ -5,13 +5,14 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use hull_shim::{pause_process, server};
+use hull_shim::server;
+use hull_shim::stand_ins::program;
 
 fn main() -> ExitCode {
-    let args: Vec<_> = std::env::args_os().skip(1).collect();
-    if args == [pause_process::ARGUMENT] {
-        pause_process::run();
+    if let Some(role) = std::env::var_os(program::ROLE) {
+        return program::run(&role);
     }
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
     serve(&args)
 }
 

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use agent_protocol::{self as agent, SHARE_PATH};
 use containerd_shim::protos::api::CreateTaskRequest;
@@ -22,15 +21,14 @@ use crate::error::{TaskError, chain};
 use crate::events::TaskEvent;
 use crate::hooks::Subject;
 use crate::network::Network;
-use crate::pause_process;
 use crate::port_forward::Bound;
 use crate::rootfs;
 use crate::sandbox::{Plan, Sandbox};
 use crate::share::{self, Share};
 use crate::spawn::Place;
+use crate::stand_ins::StandIns;
 use crate::state_dir::StateDir;
 use crate::stdio::{Owner, Paths};
-use crate::supervise::Supervised;
 
 /// Memory of the machine beyond the container's limit, for the guest's kernel and agent.
 const OVERHEAD_MIB: u64 = 128;
@@ -73,12 +71,15 @@ impl Runtime {
         sandbox: &Sandbox,
         container: Container,
         bound: Bound,
-        (pause, network): (Option<Supervised>, Option<Network>),
+        (stand_ins, network): (Option<Arc<StandIns>>, Option<Network>),
     ) -> u32 {
         let pid = container.init.pid();
+        if let Some(stand_ins) = &stand_ins {
+            self.watch_stand_in(&container.id, stand_ins);
+        }
         let host_side = HostSide {
             _forwards: bound.serve(&container.id, &sandbox.agent, &sandbox.ports),
-            pause,
+            stand_ins,
             network,
         };
         self.members().add(container, host_side);
@@ -136,13 +137,17 @@ impl Runtime {
             None => TaskError::failed(&e),
         })?;
         let sandbox = Arc::new(sandbox);
-        match self
-            .create_in(&sandbox, request, wanted, sandbox.pid())
-            .await
-        {
-            Ok(container) => {
-                let network = Some(sandbox.network.clone());
-                let pid = self.adopt(request, &sandbox, container, bound, (None, network));
+        let network = sandbox.network.clone();
+        let created = async {
+            let place = Place::In(network.namespace());
+            let stand_ins = stand_in(&sandbox, &request.id, &place).await?;
+            let container = self.create_in(&sandbox, request, wanted, &stand_ins);
+            Ok((container.await?, stand_ins))
+        };
+        match created.await {
+            Ok((container, stand_ins)) => {
+                let host_side = (Some(stand_ins), Some(network.clone()));
+                let pid = self.adopt(request, &sandbox, container, bound, host_side);
                 self.adopt_machine(sandbox);
                 Ok(pid)
             }
@@ -176,20 +181,14 @@ impl Runtime {
             let noted = sandbox.state.note_member(&request.id);
             noted.map_err(|e| TaskError::failed(&e))?;
             wanted.show(request, &sandbox.share)?;
-            let (pause, network) = stand_in(sandbox, &wanted.guest.network, others).await?;
-            let container = self.create_in(sandbox, request, wanted, pause.pid).await;
-            match container {
-                Ok(container) => Ok((container, (pause, network))),
-                Err(error) => {
-                    pause.end(Duration::ZERO).await;
-                    Err(error)
-                }
-            }
+            let network = &wanted.guest.network;
+            let host_side = stand_in_beside(sandbox, &request.id, network, others).await?;
+            let container = self.create_in(sandbox, request, wanted, &host_side.0);
+            Ok((container.await?, host_side))
         };
         match created.await {
-            Ok((container, (pause, network))) => {
-                self.watch_pause(&container.id, &pause);
-                let host_side = (Some(pause), network);
+            Ok((container, (stand_ins, network))) => {
+                let host_side = (Some(stand_ins), network);
                 Ok(self.adopt(request, sandbox, container, bound, host_side))
             }
             Err(error) => {
@@ -202,18 +201,18 @@ impl Runtime {
         }
     }
 
-    /// Creates the container in a machine that is up; `pid` is what containerd will be told.
+    /// Creates the container in a machine that is up. What stands for it on the host ends if it cannot be.
     async fn create_in(
         &self,
         sandbox: &Sandbox,
         request: &CreateTaskRequest,
         wanted: Wanted,
-        pid: u32,
+        stand_ins: &StandIns,
     ) -> Result<Container> {
         let subject = Subject {
             id: request.id.clone(),
             bundle: request.bundle.clone().into(),
-            pid,
+            pid: stand_ins.pid(),
         };
         let guest = wanted.guest;
         match create_in(sandbox, &self.0.namespace, request, &guest, &subject).await {
@@ -226,6 +225,7 @@ impl Runtime {
             }
             Err(error) => {
                 guest.hooks.stopped(&subject).await;
+                stand_ins.end().await;
                 Err(error)
             }
         }
@@ -280,12 +280,23 @@ impl Wanted {
     }
 }
 
-/// The process that stands on the host for a container which joins, and the network that both are in.
-async fn stand_in(
+/// The process that stands on the host for a container, in the network that is at `place`.
+async fn stand_in(sandbox: &Sandbox, id: &str, place: &Place<'_>) -> Result<Arc<StandIns>> {
+    let stand_ins = StandIns::start(id, place).map_err(|e| TaskError::failed(&e))?;
+    if let Err(e) = sandbox.state.note_process(stand_ins.pid()) {
+        stand_ins.end().await;
+        return Err(TaskError::failed(&e));
+    }
+    Ok(stand_ins)
+}
+
+/// The same for a container which joins, and the network that both are in.
+async fn stand_in_beside(
     sandbox: &Sandbox,
+    id: &str,
     wanted: &bundle::Network,
     others: &Others,
-) -> Result<(Supervised, Option<Network>)> {
+) -> Result<(Arc<StandIns>, Option<Network>)> {
     let shared = match wanted {
         bundle::Network::Of(id) => others.network(id),
         bundle::Network::Machine | bundle::Network::Own(_) => None,
@@ -299,21 +310,16 @@ async fn stand_in(
             Place::In(sandbox.network.namespace())
         }
     };
-    let pause = pause_process::start(&place);
-    let pause = Supervised::new("pause", pause.map_err(|e| TaskError::failed(&e))?);
-    let noted = sandbox.state.note_process(pause.pid);
-    let network = noted.map_err(|e| TaskError::failed(&e)).and_then(|()| {
-        let own = match wanted {
-            bundle::Network::Own(_) => sandbox.cards.network_of(pause.pid).map(Some),
-            bundle::Network::Machine | bundle::Network::Of(_) => Ok(shared.cloned()),
-        };
-        own.map_err(|e| TaskError::failed(&e))
-    });
+    let stand_ins = stand_in(sandbox, id, &place).await?;
+    let network = match wanted {
+        bundle::Network::Own(_) => sandbox.cards.network_of(stand_ins.pid()).map(Some),
+        bundle::Network::Machine | bundle::Network::Of(_) => Ok(shared.cloned()),
+    };
     match network {
-        Ok(network) => Ok((pause, network)),
-        Err(error) => {
-            pause.end(Duration::ZERO).await;
-            Err(error)
+        Ok(network) => Ok((stand_ins, network)),
+        Err(e) => {
+            stand_ins.end().await;
+            Err(TaskError::failed(&e))
         }
     }
 }

@@ -104,8 +104,8 @@ impl Runtime {
     /// Ends what is there for a container while it runs.
     pub(super) async fn release(&self, id: &str) {
         let host_side = self.members().take_host_side(id);
-        if let Some(pause) = host_side.pause {
-            pause.end(Duration::ZERO).await;
+        if let Some(stand_ins) = host_side.stand_ins {
+            stand_ins.end().await;
         }
         if let Some(network) = host_side.network {
             network.disconnect().await;

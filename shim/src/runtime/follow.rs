@@ -13,7 +13,8 @@ use super::{Runtime, SIGKILL, timestamp};
 use crate::container::{Exit, LOST, Process};
 use crate::error::chain;
 use crate::events::TaskEvent;
-use crate::supervise::{Gone, Supervised};
+use crate::stand_ins::StandIns;
+use crate::supervise::Gone;
 
 /// How long the machine's own end may take to be noticed after the agent's connection has ended.
 const REASON_PATIENCE: Duration = Duration::from_secs(1);
@@ -144,8 +145,8 @@ impl Runtime {
     }
 
     /// A container ends with the process that stands for it on the host.
-    pub(super) fn watch_pause(&self, id: &str, pause: &Supervised) {
-        let (runtime, id, ended) = (self.clone(), id.to_owned(), pause.ended());
+    pub(super) fn watch_stand_in(&self, id: &str, stand_ins: &StandIns) {
+        let (runtime, id, ended) = (self.clone(), id.to_owned(), stand_ins.ended());
         tokio::spawn(async move {
             ended.await;
             // Fails when it has ended because the container has.

@@ -14,7 +14,7 @@ use crate::grouping;
 use crate::network::Network;
 use crate::port_forward::Forwards;
 use crate::sandbox::Sandbox;
-use crate::supervise::Supervised;
+use crate::stand_ins::StandIns;
 
 /// The machine, as long as it runs, and its containers, until they are deleted.
 #[derive(Default)]
@@ -36,8 +36,8 @@ struct Member {
 pub(super) struct HostSide {
     /// Served as long as this is here.
     pub(super) _forwards: Forwards,
-    /// The process whose pid is the container's, if that is not the VMM.
-    pub(super) pause: Option<Supervised>,
+    /// What is there for its processes.
+    pub(super) stand_ins: Option<Arc<StandIns>>,
     /// The network that it is in, if that is one of the host's, too.
     pub(super) network: Option<Network>,
 }
@@ -102,6 +102,11 @@ impl Members {
 
     pub(super) fn forget(&mut self, id: &str) {
         self.containers.remove(id);
+    }
+
+    /// What is there for a container's processes.
+    pub(super) fn stand_ins(&self, id: &str) -> Option<Arc<StandIns>> {
+        self.containers.get(id)?.host_side.stand_ins.clone()
     }
 
     /// The network that a container is in, if that is one of the host's, too.

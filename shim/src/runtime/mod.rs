@@ -264,21 +264,19 @@ impl Runtime {
         Ok(())
     }
 
-    /// Lists the container's processes.
+    /// Lists the container's processes, by the pids of those that stand for them on the host.
     ///
     /// # Errors
     /// When it is over.
     pub async fn pids(&self, id: &str) -> Result<Vec<agent::Process>> {
-        let (init, agent) = self.live(id, "")?;
-        let in_guest = self.members().container(id)?.init_in_guest;
-        let mut processes = agent.pids(patience(), &container_id(id)).await?.processes;
-        // The init goes by the pid that containerd was told of it.
-        for process in &mut processes {
-            if process.pid == in_guest {
-                process.pid = init.pid();
-            }
-        }
-        Ok(processes)
+        let (_, agent) = self.live(id, "")?;
+        let (init, stand_ins) = {
+            let mut members = self.members();
+            let init = members.container(id)?.init_in_guest;
+            (init, members.stand_ins(id).ok_or(TaskError::Finished)?)
+        };
+        let processes = agent.pids(patience(), &container_id(id)).await?.processes;
+        Ok(stand_ins.show(init, processes).await)
     }
 
     /// Reads the container's figures.

@@ -48,9 +48,9 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// The pid of the VMM: a process in the sandbox's network namespace.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
+    /// Pid of the VMM.
+    #[cfg(test)]
+    pub(crate) fn pid(&self) -> u32 {
         self.vmm.pid
     }
 
