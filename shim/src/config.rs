@@ -36,8 +36,21 @@ pub struct Config {
     /// Writes what the guest's kernel says to `console.log` in the sandbox's state, and slows it
     /// down.
     pub debug_console: bool,
+    /// What becomes of containers that ask for the host's pid namespace.
+    pub host_pid: HostPid,
     /// What holds a machine's processes.
     pub jail: Jail,
+}
+
+/// What becomes of containers that ask for the host's pid namespace, which no machine has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostPid {
+    /// They are refused: nobody takes the machine's processes for the host's.
+    #[default]
+    Refuse,
+    /// They have the machine's.
+    Machine,
 }
 
 /// What holds a machine's processes (docs/security.md).
@@ -83,6 +96,7 @@ impl Default for Config {
             vcpus: 1,
             memory_mib: 512,
             debug_console: false,
+            host_pid: HostPid::default(),
             jail: Jail::default(),
         }
     }
@@ -184,6 +198,7 @@ mod tests {
     fn what_is_wrong_is_named() {
         for (text, reason) in [
             ("kernal = \"/k\"", "kernal"),
+            ("host_pid = \"host\"", "`refuse` or `machine`"),
             ("vcpus = 0", "vcpus is 0"),
             ("vcpus = 65", "vcpus is 65"),
             ("memory_mib = 64", "memory_mib is 64"),

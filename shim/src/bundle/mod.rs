@@ -14,7 +14,9 @@ mod tests;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxSeccomp, LinuxSeccompAction, Process, Spec};
+use oci_spec::runtime::{
+    Linux, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Process, Spec,
+};
 
 use self::devices::Device;
 
@@ -130,6 +132,27 @@ pub fn translate(
         network,
         hooks,
     })
+}
+
+/// Refuses a configuration that asks for the host's processes (`docker run --pid host`): one without a pid
+/// namespace, which means the runtime's own (OCI config-linux.md "Namespaces").
+///
+/// # Errors
+/// When it does.
+pub fn check_has_pids(spec: &Spec) -> Result<(), Unsupported> {
+    let linux = spec.linux().as_ref();
+    let namespaces = linux.and_then(|linux| linux.namespaces().as_deref());
+    let mut namespaces = namespaces.into_iter().flatten();
+    if namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::Pid) {
+        return Ok(());
+    }
+    unsupported(
+        "the host's pid namespace (--pid host, hostPID; linux.namespaces[pid] is not there)",
+        "the container has a virtual machine with a kernel of its own, in which there are none of the host's \
+         processes; leave the option out, share another container's processes with --pid container:NAME, use \
+         another runtime for this container, or, if the machine's processes will do, set host_pid = \"machine\" \
+         in /etc/hull/config.toml",
+    )
 }
 
 /// Leaves the devices that the guest has; tells which are disks.

@@ -244,6 +244,33 @@ fn what_cannot_be_honoured_is_refused_by_name() {
 }
 
 #[test]
+fn the_hosts_processes_are_refused_with_what_to_do() {
+    for namespaces in [json!([]), json!([{ "type": "ipc" }])] {
+        let spec = spec(&json!({ "linux": { "namespaces": namespaces } }));
+        let error = check_has_pids(&spec).unwrap_err().to_string();
+        for words in [
+            "--pid host",
+            "not supported",
+            "--pid container:NAME",
+            "host_pid",
+        ] {
+            assert!(error.contains(words), "{error}");
+        }
+        // docker makes exit codes of these words.
+        for words in ["no such file", "not found", "permission denied"] {
+            assert!(!error.contains(words), "{error}");
+        }
+    }
+    for namespace in [
+        json!({ "type": "pid" }),
+        json!({ "type": "pid", "path": "/proc/7/ns/pid" }),
+    ] {
+        let spec = spec(&json!({ "linux": { "namespaces": [namespace] } }));
+        assert_eq!(check_has_pids(&spec), Ok(()));
+    }
+}
+
+#[test]
 fn empty_hooks_and_virtual_devices_are_fine() {
     let change = json!({
         "hooks": {},

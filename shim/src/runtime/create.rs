@@ -15,7 +15,7 @@ use super::{Result, Runtime, open_streams, patience};
 use crate::annotations::{self, Annotations};
 use crate::block_volumes;
 use crate::bundle::{self, Guest, Neighbours, Nobody};
-use crate::config::Config;
+use crate::config::{Config, HostPid};
 use crate::container::{Container, Process};
 use crate::error::{TaskError, chain};
 use crate::events::TaskEvent;
@@ -97,7 +97,7 @@ impl Runtime {
     /// The first container of a machine, and the machine.
     async fn boot(&self, request: &CreateTaskRequest) -> Result<u32> {
         let config = Config::load().map_err(|e| TaskError::failed(&e))?;
-        let mut wanted = Wanted::read(request, &Nobody)?;
+        let mut wanted = Wanted::read(request, &Nobody, config.host_pid)?;
         let disks = block_volumes::open(&wanted.guest.block_volumes);
         let disks = disks.map_err(|e| TaskError::failed(&e))?;
         let bound = wanted.bind()?;
@@ -167,7 +167,8 @@ impl Runtime {
         sandbox: &Sandbox,
         others: &Others,
     ) -> Result<u32> {
-        let mut wanted = Wanted::read(request, others)?;
+        let config = Config::load().map_err(|e| TaskError::failed(&e))?;
+        let mut wanted = Wanted::read(request, others, config.host_pid)?;
         if !wanted.guest.block_volumes.is_empty() {
             return Err(TaskError::Invalid(
                 "block devices cannot be added to a virtual machine that runs".into(),
@@ -244,11 +245,19 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn read(request: &CreateTaskRequest, neighbours: &impl Neighbours) -> Result<Self> {
+    fn read(
+        request: &CreateTaskRequest,
+        neighbours: &impl Neighbours,
+        host_pid: HostPid,
+    ) -> Result<Self> {
         let bundle = PathBuf::from(&request.bundle);
         let spec = bundle::load(&bundle).map_err(|e| TaskError::Invalid(chain(&e)))?;
         let annotations = annotations::parse(spec.annotations().as_ref())
             .map_err(|e| TaskError::Invalid(e.to_string()))?;
+        if host_pid == HostPid::Refuse {
+            let checked = bundle::check_has_pids(&spec);
+            checked.map_err(|e| TaskError::Invalid(e.to_string()))?;
+        }
         let root = bundle::host_root(&spec, &bundle, !request.rootfs.is_empty());
         let memory_limit = memory_limit(&spec);
         let root_in_guest = Path::new(SHARE_PATH).join(share::root_place(&request.id));

@@ -133,6 +133,18 @@ host_namespaces() {
 pid_host() {
 	docker run --rm --pid host busybox ps -o args | grep -c '[d]ockerd'
 }
+pid_host_refused() {
+	says 125 'pid namespace \(--pid host.* is not supported: .* virtual machine .*leave the option out' \
+		docker run --pid host --name refused busybox touch /ran
+	# As docker has it of any container that could not be started.
+	docker ps -a --filter name=refused --format '{{.Names}} {{.State}}'
+	docker diff refused
+	docker rm refused
+	# Containers see each other's processes all the same.
+	docker run -d --name first busybox sleep 1001 >/dev/null
+	docker run --rm --pid container:first busybox ps -o args | grep '[s]leep 1001'
+	docker kill first
+}
 
 #: `--platform`
 platform() {
