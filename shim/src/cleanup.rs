@@ -24,12 +24,12 @@ pub enum CleanupError {
     Processes(Vec<u32>),
 }
 
-/// Kills the sandbox's processes, unmounts what was mounted for it and removes its folder. A
-/// sandbox that is not there is no error: containerd asks more than once.
+/// Kills the sandbox's processes, unmounts what was mounted for it, at `mounts` too, and removes its
+/// folder. A sandbox that is not there is no error: containerd asks more than once.
 ///
 /// # Errors
 /// When something stays.
-pub fn clean_up(state: &StateDir, bundle: &Path) -> Result<(), CleanupError> {
+pub fn clean_up(state: &StateDir, mounts: Option<&Path>) -> Result<(), CleanupError> {
     let noted = state.processes();
     // virtiofsd keeps a process of its own, in namespaces of its own.
     let children = noted.iter().flat_map(ProcessIdentity::children);
@@ -48,7 +48,7 @@ pub fn clean_up(state: &StateDir, bundle: &Path) -> Result<(), CleanupError> {
         running.retain(ProcessIdentity::is_running);
     }
     state.remove()?;
-    Ok(rootfs::unmount(&bundle.join("rootfs"))?)
+    Ok(mounts.map_or(Ok(()), rootfs::unmount)?)
 }
 
 #[cfg(test)]
@@ -59,7 +59,7 @@ mod tests {
     fn a_sandbox_that_was_never_there_is_clean() {
         let root = tempfile::tempdir().unwrap();
         let state = StateDir::at(root.path(), "default", "tide").unwrap();
-        clean_up(&state, root.path()).unwrap();
+        clean_up(&state, Some(root.path())).unwrap();
     }
 
     #[test]
@@ -82,7 +82,7 @@ mod tests {
         };
         let reaper = std::thread::spawn(move || child.wait().unwrap());
 
-        clean_up(&state, root.path()).unwrap();
+        clean_up(&state, Some(root.path())).unwrap();
 
         assert!(!reaper.join().unwrap().success());
         assert!(!grandchild.is_running());

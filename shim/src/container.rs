@@ -168,6 +168,8 @@ pub struct Container {
     pub id: String,
     /// Its bundle on the host.
     pub bundle: PathBuf,
+    /// Where the snapshotter's mounts are, if it gave any: what is there otherwise is the engine's.
+    pub mounts: Option<PathBuf>,
     /// The folder of what was made for it on the host.
     pub state: StateDir,
     /// Its first process.
@@ -188,6 +190,7 @@ impl Container {
         Self {
             id: id.to_owned(),
             bundle,
+            mounts: None,
             state,
             init: Arc::new(init),
             init_in_guest: 0,

@@ -129,15 +129,16 @@ async fn delete(flags: &Flags) -> anyhow::Result<()> {
     let own = StateDir::at(&config.state, &flags.namespace, &flags.id)?;
     let state = own.sandbox();
     let socket = std::fs::read_to_string(bundle.join(ADDRESS_FILE)).ok();
+    let mounts = bundle.join("rootfs");
     let served = socket.as_deref().is_some_and(is_served);
     let socket = socket.map(|address| socket_path(&address));
     if served && Share::has_others(&state, &flags.id) {
         // containerd asks, too, when the first container is deleted and its machine goes on.
-        rootfs::unmount(&bundle.join("rootfs"))?;
+        rootfs::unmount(&mounts)?;
     } else {
         // What was deleted in order has no folder any more, and its hooks have run.
         let was_there = own.path().exists() || own.path().is_symlink();
-        cleanup::clean_up(&state, &bundle)?;
+        cleanup::clean_up(&state, Some(&mounts))?;
         state.forget_member(&flags.id);
         if was_there {
             run_poststop(&bundle, &flags.id).await;

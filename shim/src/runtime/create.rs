@@ -57,8 +57,9 @@ impl Runtime {
         };
         created.inspect_err(|_| {
             self.members().joined_not();
-            let mounted = PathBuf::from(&request.bundle).join("rootfs");
-            if let Err(e) = rootfs::unmount(&mounted) {
+            if let Some(mounts) = mounts(request)
+                && let Err(e) = rootfs::unmount(&mounts)
+            {
                 warn!("clean up after a failed create: {}", chain(&e));
             }
         })
@@ -220,6 +221,7 @@ impl Runtime {
             Ok((init, in_guest)) => {
                 let state = sandbox.state.clone();
                 let mut container = Container::new(&request.id, wanted.bundle, state, init);
+                container.mounts = mounts(request);
                 container.hooks = guest.hooks;
                 container.init_in_guest = in_guest;
                 Ok(container)
@@ -394,6 +396,11 @@ fn host_memory_mib() -> Option<u64> {
     let total = lines.find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kib: u64 = total.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kib >> 10)
+}
+
+/// Where the snapshotter's mounts are to be, if it gives any.
+fn mounts(request: &CreateTaskRequest) -> Option<PathBuf> {
+    (!request.rootfs.is_empty()).then(|| PathBuf::from(&request.bundle).join("rootfs"))
 }
 
 fn created_event(request: &CreateTaskRequest, pid: u32) -> event::TaskCreate {

@@ -62,20 +62,21 @@ impl Runtime {
             hidden.map_err(|e| TaskError::failed(&e))?;
         }
         self.release(id).await;
-        let (state, bundle, hooks, subject) = {
+        let (state, mounts, hooks, subject) = {
             let mut members = self.members();
             let container = members.container(id)?;
             // A Delete that has to be asked again runs them once.
             let hooks = std::mem::take(&mut container.hooks);
-            let (state, bundle) = (container.state.clone(), container.bundle.clone());
-            (state, bundle, hooks, container.subject())
+            let (state, mounts) = (container.state.clone(), container.mounts.clone());
+            (state, mounts, hooks, container.subject())
         };
         hooks.stopped(&subject).await;
-        if machine.is_some() {
-            rootfs::unmount(&bundle.join("rootfs")).map_err(|e| TaskError::failed(&e))?;
-        } else {
+        if machine.is_none() {
             // What a Delete before this one may have failed to remove, and the bundle's mounts.
-            cleanup::clean_up(&state, &bundle).map_err(|e| TaskError::failed(&e))?;
+            let cleaned = cleanup::clean_up(&state, mounts.as_deref());
+            cleaned.map_err(|e| TaskError::failed(&e))?;
+        } else if let Some(mounts) = mounts {
+            rootfs::unmount(&mounts).map_err(|e| TaskError::failed(&e))?;
         }
         state.forget_member(id);
         self.members().forget(id);
