@@ -3,13 +3,11 @@
 SHELL := /bin/bash
 ARCH ?= $(shell uname -m)
 DESTDIR ?=
-TARGET := $(ARCH)-unknown-linux-gnu
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
-BIN := $(TARGET_DIR)/$(TARGET)/release
+BIN := $(TARGET_DIR)/$(ARCH)-unknown-linux-gnu/release
 
-# Static, so that the programs run on any distribution and in an empty root. Naming the target
-# keeps the flag away from build scripts and procedural macros.
-STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --release --locked --target $(TARGET)
+# Static, so that the programs run on any distribution and in an empty root.
+STATIC := dist/cross/cargo $(ARCH) build --quiet --release --locked
 
 .PHONY: help demo test check unit vm-test conformance oci filesystem test-docker endurance fuzz build guest install clean
 
@@ -60,13 +58,13 @@ build: ## The programs, static, in $(BIN)
 
 guest: ## The guest's kernel and image; prints where they are
 	@guest-kernel-config/build --arch $(ARCH)
-	@agent/image/build
+	@agent/image/build --arch $(ARCH)
 
 install: build ## Everything a host needs, under DESTDIR
 	install -D -m 755 -t $(DESTDIR)/usr/bin $(BIN)/containerd-shim-hull-v2 $(BIN)/hull
 	install -D -m 755 -t $(DESTDIR)/usr/lib/hull $(BIN)/hull-vmm
 	kernel=$$(guest-kernel-config/build --arch $(ARCH)) && install -D -m 644 "$$kernel" $(DESTDIR)/usr/lib/hull/vmlinux
-	image=$$(agent/image/build) && install -D -m 644 "$$image" $(DESTDIR)/usr/lib/hull/guest.erofs
+	image=$$(agent/image/build --arch $(ARCH)) && install -D -m 644 "$$image" $(DESTDIR)/usr/lib/hull/guest.erofs
 	install -D -m 644 dist/config.toml $(DESTDIR)/etc/hull/config.toml
 
 clean: ## Remove what was built here; the caches outside stay
