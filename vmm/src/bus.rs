@@ -1,4 +1,4 @@
-//! What answers at which guest address: one slot of 4 KiB for each memory-mapped device.
+//! What answers at which guest address: a slot of 4 KiB for each memory-mapped device.
 
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,17 +42,28 @@ pub trait Slot: BusDevice {
 /// one holds two of them.
 pub type SharedSlot = Arc<Mutex<dyn Slot>>;
 
-/// The memory-mapped devices, side by side from `base` on.
+/// The memory-mapped devices: virtio's side by side from `base` on, and the few others.
 pub struct Bus {
     base: u64,
     slots: Vec<SharedSlot>,
+    others: Vec<(u64, Mutex<Box<dyn BusDevice>>)>,
 }
 
 impl Bus {
     /// Puts the devices at `base`, in their order.
     #[must_use]
     pub fn new(base: u64, slots: Vec<SharedSlot>) -> Self {
-        Self { base, slots }
+        Self {
+            base,
+            slots,
+            others: Vec::new(),
+        }
+    }
+
+    /// Puts a device that is none of virtio's at an address of its own. The event loop has nothing to
+    /// do with it.
+    pub fn attach(&mut self, address: u64, device: Box<dyn BusDevice>) {
+        self.others.push((address, Mutex::new(device)));
     }
 
     /// How many devices there are.
@@ -85,12 +96,14 @@ impl Bus {
 
     /// A guest's load. Where nothing is, all bits are set, as on hardware.
     pub fn read(&self, address: u64, data: &mut [u8]) {
-        match self.find(address) {
-            Some((slot, offset)) => {
-                data.fill(0);
-                lock(slot).read(offset, data);
-            }
-            None => data.fill(0xff),
+        if let Some((slot, offset)) = self.find(address) {
+            data.fill(0);
+            lock(slot).read(offset, data);
+        } else if let Some((device, offset)) = self.find_other(address) {
+            data.fill(0);
+            lock_other(device).read(offset, data);
+        } else {
+            data.fill(0xff);
         }
     }
 
@@ -98,6 +111,8 @@ impl Bus {
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some((slot, offset)) = self.find(address) {
             lock(slot).write(offset, data);
+        } else if let Some((device, offset)) = self.find_other(address) {
+            lock_other(device).write(offset, data);
         }
     }
 
@@ -106,11 +121,22 @@ impl Bus {
         let index = usize::try_from(distance / SLOT_LEN).ok()?;
         Some((self.slots.get(index)?, distance % SLOT_LEN))
     }
+
+    fn find_other(&self, address: u64) -> Option<(&Mutex<Box<dyn BusDevice>>, u64)> {
+        self.others.iter().find_map(|(base, device)| {
+            let offset = address.checked_sub(*base)?;
+            (offset < SLOT_LEN).then_some((device, offset))
+        })
+    }
 }
 
 /// A panic while it was held leaves the device in a state its driver may have to reset, no worse.
 fn lock(slot: &SharedSlot) -> MutexGuard<'_, dyn Slot + 'static> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn lock_other(device: &Mutex<Box<dyn BusDevice>>) -> MutexGuard<'_, Box<dyn BusDevice>> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -181,6 +207,31 @@ mod tests {
         let mut data = [0xaa; 4];
         bus.read(BASE + 0x1ffc, &mut data);
         assert_eq!(data, [2, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_device_apart_answers_at_its_own_address_and_nowhere_else() {
+        const APART: u64 = 0x0c00_0000;
+        let (mut bus, written) = bus();
+        bus.attach(
+            APART,
+            Box::new(Probe {
+                number: 9,
+                written: Arc::clone(&written),
+                line: EventFd::new(0).unwrap(),
+            }),
+        );
+        let read = |address| {
+            let mut data = [0xaa; 2];
+            bus.read(address, &mut data);
+            data
+        };
+        assert_eq!([APART, APART + 0xfff].map(read), [[9, 0]; 2]);
+        assert_eq!([APART - 1, APART + 0x1000].map(read), [[0xff; 2]; 2]);
+        assert_eq!(read(BASE), [1, 0]);
+        bus.write(APART + 8, &[7]);
+        bus.write(APART + 0x1000, &[7]);
+        assert_eq!(*written.lock().unwrap(), [(9, 8, vec![7])]);
     }
 
     #[test]

@@ -1,9 +1,12 @@
-//! The few port-I/O devices of a PC that a guest of ours can meet.
+//! The few devices besides virtio's that a guest of ours can meet: on x86_64 at a PC's ports, on
+//! aarch64 in memory.
 
+mod clock;
 mod output;
 mod reset;
 mod serial;
 
+pub use clock::Clock;
 pub use reset::{Reset, ResetPort};
 pub use serial::{COM1_GSI, Serial};
 

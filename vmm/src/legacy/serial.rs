@@ -1,4 +1,4 @@
-//! The serial console, an 8250 at COM1, for output only and only when asked for.
+//! The serial console, an 8250 at COM1 or in memory, for output only and only when asked for.
 //!
 //! Threat: a guest that floods it, or whose output nobody reads. Each byte goes to the descriptor at
 //! once and none is kept; see [`super::output`] for how little that may cost.
@@ -11,6 +11,7 @@ use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::output::Output;
+use crate::bus::BusDevice;
 
 /// Interrupt of COM1.
 pub const COM1_GSI: u32 = 4;
@@ -48,5 +49,20 @@ impl Serial {
     pub fn write(&mut self, register: u16, value: u8) {
         // All that can fail is an interrupt that is pending anyway.
         let _ = (self.uart).write(u8::try_from(register).unwrap_or(u8::MAX), value);
+    }
+}
+
+/// In memory, a register is a byte at its number.
+impl BusDevice for Serial {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        if let ([byte], Ok(register)) = (data, u16::try_from(offset)) {
+            *byte = Self::read(self, register);
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if let (&[byte], Ok(register)) = (data, u16::try_from(offset)) {
+            Self::write(self, register, byte);
+        }
     }
 }
