@@ -6,6 +6,8 @@ DESTDIR ?=
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 BIN := $(TARGET_DIR)/$(ARCH)-unknown-linux-gnu/release
 
+# For this machine as cargo does it; for the other architecture with what that takes.
+CARGO := $(if $(filter $(ARCH),$(shell uname -m)),cargo,dist/cross/cargo $(ARCH))
 # Static, so that the programs run on any distribution and in an empty root.
 STATIC := dist/cross/cargo $(ARCH) build --quiet --release --locked
 
@@ -20,10 +22,10 @@ demo: ## A container from its own kernel, from nothing; says what it does
 test: ## Everything: check, unit, vm-test
 	@tests/run
 
-check: ## Formatting, lints, documentation
+check: ## Formatting, lints (ARCH=aarch64: that one's), documentation
 	cargo fmt --all --check
 	cargo fmt --manifest-path vmm/fuzz/Cargo.toml --check
-	cargo clippy --quiet --locked --workspace --all-targets -- --deny warnings
+	$(CARGO) clippy --quiet --locked --workspace --all-targets -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --quiet --locked --workspace --no-deps
 
 unit: ## Tests that need no virtual machine

@@ -79,7 +79,7 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     eprintln!("boot: {reason}");
     Ok(match reason {
-        ExitReason::Stopped | ExitReason::Reset => ExitCode::SUCCESS,
+        ExitReason::Stopped | ExitReason::Reset | ExitReason::PoweredOff => ExitCode::SUCCESS,
         ExitReason::TripleFault | ExitReason::Failed(_) => ExitCode::FAILURE,
     })
 }

@@ -64,6 +64,8 @@ pub enum ExitReason {
     Stopped,
     /// The guest reset the machine. A kernel panic looks the same: its last act is a reset.
     Reset,
+    /// The guest turned the machine off (PSCI `SYSTEM_OFF`).
+    PoweredOff,
     /// The guest's CPU could not even deliver a double fault (`KVM_EXIT_SHUTDOWN`).
     TripleFault,
     /// The machine could not be built or could not go on; the text says why, cause by cause.
@@ -75,6 +77,7 @@ impl fmt::Display for ExitReason {
         match self {
             Self::Stopped => f.write_str("stopped by the shim"),
             Self::Reset => f.write_str("reset by the guest"),
+            Self::PoweredOff => f.write_str("turned off by the guest"),
             Self::TripleFault => f.write_str("triple fault in the guest"),
             Self::Failed(why) => f.write_str(why),
         }

@@ -7,8 +7,9 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 
 use arbitrary::{Result, Unstructured};
-use hull_vmm::loader::{cmdline, initrd};
-use hull_vmm::{arch, memory};
+use hull_vmm::arch::{self, Description, Interrupts};
+use hull_vmm::loader::initrd;
+use hull_vmm::memory;
 use libfuzzer_sys::fuzz_target;
 use rustix::fs::MemfdFlags;
 use vm_memory::GuestAddress;
@@ -74,6 +75,12 @@ fuzz_target!(|bytes: &[u8]| {
     };
     let place = |len| arch::initrd_address(&ram, &kernel, len);
     let initrd = initrd::load(&ram, file(bytes.take_rest()), place).ok();
-    let cmdline = cmdline::compose(arch::CMDLINE, [(0xd000_0000, 5)], "quiet");
-    let _ = arch::write_tables(&ram, 1, &cmdline, initrd);
+    let description = Description {
+        vcpus: 1,
+        cmdline: "quiet",
+        initrd,
+        devices: &[(0xd000_0000, 5)],
+        serial: true,
+    };
+    let _ = arch::write_tables(&ram, &Interrupts, &description);
 });

@@ -13,11 +13,12 @@
 //! `build.rs` compiles this module too: it turns the lists into filters.
 
 /// What a condition may name: numbers that the kernel fixed, the same on both architectures.
-const NAMED: [(&str, u32); 10] = [
+const NAMED: [(&str, u32); 11] = [
     ("0", 0),
     // linux/kvm.h
     ("KVM_RUN", 0xae80),
     ("KVM_GET_REGS", 0x8090_ae81),
+    ("KVM_GET_ONE_REG", 0x4010_aeab),
     // linux/if_tun.h
     ("TUNGETIFF", 0x8004_54d2),
     ("TUNSETOFFLOAD", 0x4004_54d0),

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use kvm_bindings::{
     KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION,
     KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, KVM_INTERNAL_ERROR_SIMUL_EX,
-    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVMIO, kvm_pre_fault_memory, kvm_run,
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
+    KVMIO, kvm_pre_fault_memory, kvm_run,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vm_memory::GuestAddress;
@@ -49,6 +50,10 @@ pub enum Exit<'a> {
     MmioWrite(u64, &'a [u8]),
     /// The processor shut down: it could not even deliver a double fault.
     Shutdown,
+    /// The guest asked its firmware, which is KVM, for a reset.
+    Reset,
+    /// The guest asked it to be turned off.
+    PowerOff,
     /// A signal arrived, or the vCPU was told to leave. Nothing happened to the guest.
     Interrupted,
     /// KVM gave up on it; [`Runner::diagnose`] says why.
@@ -124,6 +129,8 @@ impl Runner {
             Ok(VcpuExit::MmioRead(address, data)) => Exit::MmioRead(address, data),
             Ok(VcpuExit::MmioWrite(address, data)) => Exit::MmioWrite(address, data),
             Ok(VcpuExit::Shutdown) => Exit::Shutdown,
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => Exit::Reset,
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => Exit::PowerOff,
             Ok(VcpuExit::Intr) => Exit::Interrupted,
             Ok(VcpuExit::InternalError) => Exit::InternalError,
             Ok(VcpuExit::FailEntry(reason, cpu)) => Exit::Unexpected(format!(
@@ -136,13 +143,14 @@ impl Runner {
         }
     }
 
-    /// Describes the last exit, which was an [`Exit::InternalError`], with where the guest was.
+    /// Describes the last exit, which was an [`Exit::InternalError`], with where the guest was: the
+    /// architecture's `program_counter`.
     #[must_use]
-    pub fn diagnose(&mut self) -> String {
+    pub fn diagnose(&mut self, program_counter: fn(&VcpuFd) -> Option<u64>) -> String {
         let (suberror, data) = internal_error(self.vcpu.fd.get_kvm_run());
         let mut text = describe(suberror, &data);
-        if let Ok(regs) = self.vcpu.fd.get_regs() {
-            let _ = write!(text, ", at rip {:#x}", regs.rip);
+        if let Some(address) = program_counter(&self.vcpu.fd) {
+            let _ = write!(text, ", at {address:#x}");
         }
         text
     }

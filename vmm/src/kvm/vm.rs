@@ -20,13 +20,14 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Creates a virtual machine that is to have `ram`, once [`Vm::map_memory`] is called.
+    /// Creates a virtual machine of the architecture's `type_` (KVM api.rst 4.2) that is to have
+    /// `ram`, once [`Vm::map_memory`] is called.
     ///
     /// # Errors
     /// When KVM refuses.
-    pub fn new(kvm: &Kvm, ram: Ram) -> Result<Self, KvmError> {
+    pub fn new(kvm: &Kvm, type_: u64, ram: Ram) -> Result<Self, KvmError> {
         loop {
-            match kvm.create_vm() {
+            match kvm.create_vm_with_type(type_) {
                 Ok(fd) => {
                     let fd = Arc::new(fd);
                     return Ok(Self { fd, ram });

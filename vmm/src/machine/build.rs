@@ -11,14 +11,13 @@ use vmm_sys_util::eventfd::EventFd;
 use super::config::{self, ConfigError};
 use super::counters::Counters;
 use super::run::Reach;
-use crate::arch::{self, ArchError, KernelError};
+use crate::arch::{self, ArchError, Description, Interrupts, KernelError};
 use crate::backend::image::{Image, ImageError};
 use crate::backend::tap::{TapError, TapFile};
 use crate::bus::{Bus, SharedSlot};
 use crate::jail::Filters;
 use crate::kvm::{self, KvmError, Vcpu, Vm};
-use crate::legacy::{COM1_GSI, Ports, Serial};
-use crate::loader::cmdline;
+use crate::legacy::{Ports, Serial};
 use crate::loader::initrd::{self, InitrdError};
 use crate::memory::{self, MemoryError, Ram};
 use crate::rate_limit::RateLimiter;
@@ -129,7 +128,7 @@ pub(super) fn build(
         .transpose()?;
 
     let kvm = kvm::take_over(config.kvm)?;
-    let (vm, vcpus) = processors(&kvm, &ram, config.vcpus)?;
+    let (vm, interrupts, vcpus) = processors(&kvm, &ram, config.vcpus)?;
 
     let mut slots: Vec<SharedSlot> = Vec::new();
     let mut largest_file = memory::len(&ram);
@@ -180,23 +179,30 @@ pub(super) fn build(
         .then(|| slot(Balloon::new(), &ram))
         .transpose()?;
     slots.extend(balloon.clone().map(|balloon| balloon as SharedSlot));
-    let bus = Bus::new(arch::DEVICE_BASE, slots);
+    let mut bus = Bus::new(arch::DEVICE_BASE, slots);
     connect(&vm, &bus)?;
     let serial = (config.serial)
         .map(|output| serial(&vm, output))
         .transpose()?;
 
-    let places = bus.addresses().zip(arch::FIRST_DEVICE_GSI..);
-    let cmdline = cmdline::compose(arch::CMDLINE, places, &config.cmdline);
-    arch::write_tables(&ram, config.vcpus, &cmdline, initrd)?;
+    let devices: Vec<_> = bus.addresses().zip(arch::FIRST_DEVICE_GSI..).collect();
+    let description = Description {
+        vcpus: config.vcpus,
+        cmdline: &config.cmdline,
+        initrd,
+        devices: &devices,
+        serial: serial.is_some(),
+    };
+    arch::write_tables(&ram, &interrupts, &description)?;
     let supported = arch::supported(&kvm, &ram)?;
     for vcpu in &vcpus {
-        arch::prepare_vcpu(&supported, vcpu, config.vcpus, &kernel)?;
+        arch::prepare_vcpu(&vm, &supported, vcpu, config.vcpus, &kernel)?;
     }
+    let ports = arch::attach_legacy(&mut bus, serial);
     Ok(Machine {
         vcpus,
         bus,
-        ports: Mutex::new(Ports::new(serial)),
+        ports: Mutex::new(ports),
         reach: Reach {
             vsock,
             nics,
@@ -208,14 +214,15 @@ pub(super) fn build(
 
 /// Creates the VM with its vCPUs and memory. Both come before any ioeventfd: registering one starts
 /// a grace period in KVM, which the next vCPU or memory slot would wait for.
-fn processors(kvm: &Kvm, ram: &Ram, count: u8) -> Result<(Vm, Vec<Vcpu>), BuildError> {
-    let vm = Vm::new(kvm, ram.clone())?;
-    arch::prepare_vm(&vm)?;
+fn processors(kvm: &Kvm, ram: &Ram, count: u8) -> Result<(Vm, Interrupts, Vec<Vcpu>), BuildError> {
+    let vm = Vm::new(kvm, arch::vm_type(kvm, ram)?, ram.clone())?;
+    let interrupts = arch::prepare_vm(&vm)?;
     let vcpus = (0..count)
         .map(|id| vm.create_vcpu(id))
         .collect::<Result<_, _>>()?;
+    interrupts.start(count)?;
     vm.map_memory()?;
-    Ok((vm, vcpus))
+    Ok((vm, interrupts, vcpus))
 }
 
 /// Connects a card to a descriptor that has to be a tap.
@@ -261,7 +268,7 @@ fn serial(vm: &Vm, output: OwnedFd) -> Result<Serial, BuildError> {
             source,
         }
     })?;
-    vm.bind_interrupt(&line, COM1_GSI)?;
+    vm.bind_interrupt(&line, arch::SERIAL_GSI)?;
     Ok(Serial::new(output, line))
 }
 

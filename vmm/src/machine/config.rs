@@ -3,13 +3,10 @@
 
 use vmm_control::VmConfig;
 
-use crate::arch;
+use crate::arch::{self, MAX_VCPUS};
 
 /// Devices of every machine, whatever is configured: socket and entropy.
 const STANDARD_DEVICES: usize = 2;
-
-/// APIC ids of 8 bits, of which 255 is everybody, and one for the IOAPIC.
-const MAX_VCPUS: u8 = 254;
 
 /// Below this not even the smallest kernel starts, and the tables for it have no room.
 const MIN_MEMORY_MIB: u32 = 16;
@@ -156,10 +153,11 @@ mod tests {
     #[test]
     fn there_are_no_more_devices_than_interrupts() {
         let mut config = config();
-        config.disks.extend((0..17).map(|_| disk("")));
+        let most = arch::MAX_DEVICES;
+        (config.disks).extend((STANDARD_DEVICES..most).map(|_| disk("")));
         assert_eq!(check(&config), Ok(()));
         config.disks.push(disk(""));
-        let (devices, most) = (20, 19);
+        let devices = most + 1;
         assert_eq!(check(&config), Err(ConfigError::Devices { devices, most }));
     }
 }

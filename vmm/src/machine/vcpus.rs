@@ -17,6 +17,7 @@ use vmm_control::ExitReason;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::counters::{Counters, count};
+use crate::arch;
 use crate::bus::Bus;
 use crate::jail::{Filters, Thread};
 use crate::kvm::{Exit, Kicker, Runner, Vcpu, kicker};
@@ -171,7 +172,15 @@ fn run(mut vcpu: Runner, context: &Context, stopping: &AtomicBool) -> Option<Exi
                 count(&exits.other);
                 return Some(ExitReason::TripleFault);
             }
-            Exit::InternalError => return failed(vcpu.diagnose()),
+            Exit::Reset => {
+                count(&exits.other);
+                return Some(ExitReason::Reset);
+            }
+            Exit::PowerOff => {
+                count(&exits.other);
+                return Some(ExitReason::PoweredOff);
+            }
+            Exit::InternalError => return failed(vcpu.diagnose(arch::program_counter)),
             Exit::Unexpected(why) => return failed(why),
         }
     }

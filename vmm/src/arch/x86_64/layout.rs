@@ -12,6 +12,9 @@
 
 use vm_memory::GuestAddress;
 
+/// APIC ids of 8 bits, of which 255 is everybody, and one for the IOAPIC.
+pub const MAX_VCPUS: u8 = 254;
+
 /// Registers of the virtio devices.
 pub const DEVICE_BASE: u64 = 0xd000_0000;
 

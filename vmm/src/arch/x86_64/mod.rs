@@ -7,22 +7,27 @@ mod mptable;
 mod regs;
 mod start_info;
 
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 pub use cpuid::{CpuidError, Supported};
 pub use kernel::{Kernel, KernelError, load_kernel};
-pub use layout::{DEVICE_BASE, FIRST_DEVICE_GSI, MAX_DEVICES, ram_ranges};
+pub use layout::{DEVICE_BASE, FIRST_DEVICE_GSI, MAX_DEVICES, MAX_VCPUS, ram_ranges};
 pub use mptable::MpTableError;
 pub use regs::RegisterError;
 pub use start_info::StartInfoError;
 
+use super::Description;
+use crate::bus::Bus;
 use crate::kvm::{Vcpu, Vm};
+pub use crate::legacy::COM1_GSI as SERIAL_GSI;
+use crate::legacy::{Ports, Serial};
+use crate::loader::cmdline;
 use crate::memory::{self, Ram};
 
-/// What is appended to every guest's command line. Hull's guest kernel has no PIT to check its
-/// timer interrupt against.
-pub const CMDLINE: &str = "no_timer_check";
+/// What begins every guest's command line. Hull's guest kernel has no PIT to check its timer
+/// interrupt against.
+const CMDLINE: &str = "no_timer_check";
 
 /// Why the machine could not be given the architecture's parts.
 #[derive(Debug, thiserror::Error)]
@@ -69,11 +74,33 @@ pub fn supported(kvm: &Kvm, ram: &Ram) -> Result<Supported, ArchError> {
     }
 }
 
+/// The type of a virtual machine, to be created: there is one.
+///
+/// # Errors
+/// None on this architecture.
+pub fn vm_type(_: &Kvm, _: &Ram) -> Result<u64, ArchError> {
+    Ok(0)
+}
+
+/// The interrupt controllers, which are at work.
+#[derive(Debug)]
+pub struct Interrupts;
+
+impl Interrupts {
+    /// Nothing is left to do when there are `vcpus`: each brought its own part.
+    ///
+    /// # Errors
+    /// None on this architecture.
+    pub fn start(&self, _vcpus: u8) -> Result<(), ArchError> {
+        Ok(())
+    }
+}
+
 /// Creates the interrupt controllers, and no timer: the guest has its local APICs'. Before any vCPU.
 ///
 /// # Errors
 /// When KVM refuses.
-pub fn prepare_vm(vm: &Vm) -> Result<(), ArchError> {
+pub fn prepare_vm(vm: &Vm) -> Result<Interrupts, ArchError> {
     let kvm = |what| move |source| ArchError::Kvm { what, source };
     // Intel processors without unrestricted guests need these two, out of the guest's way.
     vm.fd()
@@ -84,21 +111,28 @@ pub fn prepare_vm(vm: &Vm) -> Result<(), ArchError> {
         .map_err(kvm("set the task state segment"))?;
     vm.fd()
         .create_irq_chip()
-        .map_err(kvm("create the interrupt controllers"))
+        .map_err(kvm("create the interrupt controllers"))?;
+    Ok(Interrupts)
 }
 
-/// Writes the tables the guest's kernel reads.
+/// The console is at its port; nothing else has to be on the bus.
+pub fn attach_legacy(_: &mut Bus, serial: Option<Serial>) -> Ports {
+    Ports::new(serial)
+}
+
+/// Writes the tables the guest's kernel reads, and its command line, on which the devices are.
 ///
 /// # Errors
 /// When memory is too small for them.
 pub fn write_tables(
     ram: &Ram,
-    vcpus: u8,
-    cmdline: &str,
-    initrd: Option<(GuestAddress, u64)>,
+    _: &Interrupts,
+    description: &Description<'_>,
 ) -> Result<(), ArchError> {
-    mptable::write(ram, vcpus)?;
-    Ok(start_info::write(ram, cmdline, initrd)?)
+    mptable::write(ram, description.vcpus)?;
+    let devices = description.devices.iter().copied();
+    let cmdline = cmdline::compose(CMDLINE, devices, description.cmdline);
+    Ok(start_info::write(ram, &cmdline, description.initrd)?)
 }
 
 /// Sets a vCPU up, one of `count`; the first one to enter `kernel`, the others to wait for it.
@@ -106,6 +140,7 @@ pub fn write_tables(
 /// # Errors
 /// When KVM refuses.
 pub fn prepare_vcpu(
+    _: &Vm,
     supported: &Supported,
     vcpu: &Vcpu,
     count: u8,
@@ -119,6 +154,12 @@ pub fn prepare_vcpu(
         vcpu.pre_fault(kernel.start, kernel.end);
     }
     Ok(())
+}
+
+/// Where the guest is.
+#[must_use]
+pub fn program_counter(vcpu: &VcpuFd) -> Option<u64> {
+    vcpu.get_regs().ok().map(|regs| regs.rip)
 }
 
 /// Where an initial RAM file system of `len` bytes goes, or `None` when it does not fit: as high as

@@ -1,0 +1,112 @@
+//! The guest's physical address space.
+//!
+//! ```text
+//! 0x0800_0000   GIC: distributor; with GICv2 the processors' interface at 0x0801_0000
+//! 0x0a00_0000   GICv3: redistributors, 128 KiB each
+//! 0x0c00_0000   serial port, real-time clock, 4 KiB each
+//! 0x1000_0000   virtio devices, 4 KiB each
+//! 0x4000_0000   RAM: the device tree in its first 2 MiB, then the kernel
+//! ```
+//!
+//! Interrupts that are shared by all processors (SPIs) have their GSI's number (KVM's default
+//! routing): the GIC calls them 32 more.
+
+use vm_memory::GuestAddress;
+
+/// Processors, of which a redistributor each has room. As many as on x86_64, so that a machine's
+/// description holds on both.
+pub const MAX_VCPUS: u8 = 254;
+
+pub(super) const GIC_DISTRIBUTOR: u64 = 0x0800_0000;
+pub(super) const GIC_V3_DISTRIBUTOR_LEN: u64 = 0x1_0000;
+pub(super) const GIC_V2_DISTRIBUTOR_LEN: u64 = 0x1000;
+pub(super) const GIC_V2_INTERFACE: u64 = 0x0801_0000;
+pub(super) const GIC_V2_INTERFACE_LEN: u64 = 0x2000;
+pub(super) const GIC_V3_REDISTRIBUTORS: u64 = 0x0a00_0000;
+/// Of one processor.
+pub(super) const GIC_V3_REDISTRIBUTOR_LEN: u64 = 0x2_0000;
+
+pub(super) const SERIAL: u64 = 0x0c00_0000;
+pub(super) const CLOCK: u64 = 0x0c00_1000;
+/// Bytes of each of them, and of each virtio device.
+pub(super) const SLOT_LEN: u64 = 0x1000;
+
+/// Registers of the virtio devices.
+pub const DEVICE_BASE: u64 = 0x1000_0000;
+
+/// The console's interrupt.
+pub const SERIAL_GSI: u32 = 1;
+/// Interrupts of the virtio devices.
+pub const FIRST_DEVICE_GSI: u32 = 16;
+/// How many virtio devices there can be: one for each interrupt.
+pub const MAX_DEVICES: usize = 64;
+/// All interrupts that the GIC has, the 32 included that each processor has for itself.
+pub(super) const INTERRUPTS: u32 = 128;
+
+/// Memory.
+pub(super) const RAM: u64 = 0x4000_0000;
+/// The device tree.
+pub(super) const FDT: u64 = RAM;
+/// Room for it, which is all that the kernel maps of it.
+pub(super) const FDT_LEN: u64 = 0x20_0000;
+/// Where a kernel's image begins, without the offset in its header.
+pub(super) const KERNEL: u64 = FDT + FDT_LEN;
+/// Above this the kernel finds no initial RAM file system: 32 GiB around its own image.
+pub(super) const INITRD_END: u64 = RAM + (32 << 30);
+
+/// The range that `bytes` of RAM lie at.
+#[must_use]
+pub fn ram_ranges(bytes: u64) -> Vec<(GuestAddress, usize)> {
+    let length = usize::try_from(bytes).expect("64-bit host");
+    vec![(GuestAddress(RAM), length)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_lies_on_anything_else() {
+        let redistributors = u64::from(MAX_VCPUS) * GIC_V3_REDISTRIBUTOR_LEN;
+        let devices = MAX_DEVICES as u64 * SLOT_LEN;
+        let parts = [
+            (GIC_DISTRIBUTOR, GIC_V3_DISTRIBUTOR_LEN),
+            (GIC_V2_INTERFACE, GIC_V2_INTERFACE_LEN),
+            (GIC_V3_REDISTRIBUTORS, redistributors),
+            (SERIAL, SLOT_LEN),
+            (CLOCK, SLOT_LEN),
+            (DEVICE_BASE, devices),
+            (FDT, FDT_LEN),
+            (KERNEL, 16 << 20),
+        ];
+        for ((start, length), (next, _)) in parts.iter().zip(&parts[1..]) {
+            assert!(start + length <= *next, "{start:#x} + {length:#x}");
+        }
+        // Documentation/virt/kvm/devices/arm-vgic-v3.rst, booting.rst.
+        for (address, alignment) in [
+            (GIC_DISTRIBUTOR, 0x1_0000),
+            (GIC_V3_REDISTRIBUTORS, 0x1_0000),
+            (FDT, 8),
+            (KERNEL, 0x20_0000),
+        ] {
+            assert_eq!(address % alignment, 0, "{address:#x}");
+        }
+    }
+
+    #[test]
+    fn every_device_has_an_interrupt_of_its_own_that_the_gic_has() {
+        const { assert!(SERIAL_GSI < FIRST_DEVICE_GSI) };
+        let last = FIRST_DEVICE_GSI as usize + MAX_DEVICES - 1;
+        assert!(last + 32 < INTERRUPTS as usize);
+        // arm-vgic-v3.rst, KVM_DEV_ARM_VGIC_GRP_NR_IRQS.
+        assert!((64..=1024).contains(&INTERRUPTS) && INTERRUPTS.is_multiple_of(32));
+    }
+
+    #[test]
+    fn all_memory_is_in_one_range() {
+        for bytes in [16 << 20, 4 << 30, 64 << 30] {
+            let expected = usize::try_from(bytes).unwrap();
+            assert_eq!(ram_ranges(bytes), [(GuestAddress(RAM), expected)]);
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! aarch64: a board without firmware, described by a device tree, entered by Linux's boot protocol
+//! (Documentation/arch/arm64/booting.rst).
+
+mod affinity;
+mod fdt;
+mod gic;
+mod kernel;
+mod layout;
+#[cfg(target_arch = "aarch64")]
+mod setup;
+
+pub use fdt::FdtError;
+pub use gic::Gic;
+pub use kernel::{Kernel, KernelError, initrd_address, load_kernel};
+pub use layout::{DEVICE_BASE, FIRST_DEVICE_GSI, MAX_DEVICES, MAX_VCPUS, SERIAL_GSI, ram_ranges};
+#[cfg(target_arch = "aarch64")]
+pub use setup::*;
