@@ -27,7 +27,7 @@ struct Args {
     /// The virtual machine monitor
     #[arg(long, value_name = "FILE", default_value = "/usr/lib/hull/hull-vmm")]
     vmm: PathBuf,
-    /// Uncompressed kernel: an ELF with a PVH note on x86_64
+    /// Uncompressed kernel: an ELF with a PVH note on x86_64, an Image on aarch64
     #[arg(long, value_name = "FILE", default_value = "/usr/lib/hull/vmlinux")]
     kernel: PathBuf,
     /// Initial RAM file system
