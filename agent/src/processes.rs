@@ -2,7 +2,7 @@
 //!
 //! A command line is read from the process's own memory, and the process can see to it that this takes
 //! for ever (a page that a file system of its own is to fill). So a child of the agent looks, and has
-//! [`PATIENCE`] for it; of a container whose processes are like that, the command lines are not told.
+//! `PATIENCE` for it; of a container whose processes are like that, the command lines are not told.
 
 use std::fs::{self, File};
 use std::io::Read;
