@@ -34,7 +34,6 @@ fn ps_shows_the_processes_of_a_container_as_they_are() {
     let expected = [
         "0 0 sleep sleep 1001",
         "0 0 sleep sleep 1003",
-        "0 0 true [true] <defunct>",
         "1000 1000 sleep sleep 1002",
     ];
     wait::until("all processes are what they will be", || {
@@ -53,7 +52,8 @@ fn ps_shows_the_processes_of_a_container_as_they_are() {
 #[test]
 fn a_process_that_ends_is_gone_and_so_is_what_stood_for_it() {
     let host = Host::take();
-    let script = "sleep 1001 & echo $! >/pid; wait; sleep 1002";
+    // A shell becomes what it runs last.
+    let script = "sleep 1001 & echo $! >/pid; wait; sleep 1002; true";
     let container = host.container("ended").start(&["sh", "-c", script]);
     let init = format!("sh -c {script}");
     let shown = |name| shown(&host, name, "args");
@@ -130,14 +130,17 @@ fn what_stands_for_a_process_has_no_rights_on_the_host() {
 }
 
 #[test]
-fn a_container_with_thousands_of_processes_costs_the_host_512() {
+fn a_container_with_more_processes_costs_the_host_512() {
     let host = Host::take();
-    let script = "n=0; while [ $n -lt 1200 ]; do sleep 1000 & n=$((n + 1)); done; echo done; wait";
+    let script = "n=0; while [ $n -lt 560 ]; do sleep 1000 & n=$((n + 1)); done; echo done; wait";
     let container = host.container("many").start(&["sh", "-c", script]);
-    wait::until("there are more than are shown", || {
-        let count = container.exec("count", &["sh", "-c", "ls -d /proc/[0-9]* | wc -l"]);
-        (count.output().parse::<u32>().ok()? > 1000).then_some(())
-    });
+    // An emulated machine starts few of them in a second.
+    for enough in [100, 200, 300, 400, 500, 550] {
+        wait::until("there are more", || {
+            let count = container.exec("count", &["sh", "-c", "ls -d /proc/[0-9]* | wc -l"]);
+            (count.output().parse::<u32>().ok()? > enough).then_some(())
+        });
+    }
 
     let listed = pids(&host, "many");
 
