@@ -120,6 +120,7 @@ impl Containers {
         match create::create(&inner.reaper, inner.host, id, &plan, ports).await {
             Ok(created) => Ok(self.created(id, created, &plan.launch)),
             Err(error) => {
+                // It lets go of its volumes, which may take a moment: not under the table's lock.
                 let failed = self.table().remove(id);
                 drop(failed);
                 Err(error.into())
