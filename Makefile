@@ -64,6 +64,7 @@ guest: ## The guest's kernel and image; prints where they are
 
 install: build ## Everything a host needs, under DESTDIR
 	install -D -m 755 -t $(DESTDIR)/usr/bin $(BIN)/containerd-shim-hull-v2 $(BIN)/hull
+	ln -sfn hull $(DESTDIR)/usr/bin/hull-oci
 	install -D -m 755 -t $(DESTDIR)/usr/lib/hull $(BIN)/hull-vmm
 	kernel=$$(guest-kernel-config/build --arch $(ARCH)) && install -D -m 644 "$$kernel" $(DESTDIR)/usr/lib/hull/vmlinux
 	image=$$(agent/image/build --arch $(ARCH)) && install -D -m 644 "$$image" $(DESTDIR)/usr/lib/hull/guest.erofs

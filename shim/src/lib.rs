@@ -25,6 +25,7 @@ pub mod idmap;
 pub mod log_lines;
 pub mod mount_points;
 pub mod network;
+pub mod oci;
 pub mod port_forward;
 pub mod ports;
 pub mod process_identity;
