@@ -20,6 +20,8 @@ mod lifecycle;
 mod network;
 /// The OCI runtime specification, demand by demand.
 mod oci;
+/// `hull oci`, which others call as runc.
+mod oci_command;
 /// A container's processes, looked at from the host.
 mod processes;
 /// Containers that run one command.

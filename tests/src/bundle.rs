@@ -61,6 +61,14 @@ impl Bundle {
         self.default.clone()
     }
 
+    /// Writes its configuration.
+    ///
+    /// # Panics
+    /// When there is no room for it.
+    pub fn write(&self, spec: &Value) {
+        fs::write(self.path("config.json"), spec.to_string()).expect("write a configuration");
+    }
+
     /// A hook that runs `script` on the host, with the state on its standard input.
     ///
     /// # Panics
@@ -87,8 +95,8 @@ impl Bundle {
     /// When there is no room for it.
     #[must_use]
     pub fn container<'a>(&self, host: &'a Host, name: &'a str, spec: &Value) -> Container<'a> {
+        self.write(spec);
         let config = self.path("config.json");
-        fs::write(&config, spec.to_string()).expect("write a configuration");
         host.container(name)
             .options(&["--config", &config.display().to_string()])
             .image(&[])

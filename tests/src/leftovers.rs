@@ -21,7 +21,11 @@ impl Leftovers {
         let runc_group = Path::new("/sys/fs/cgroup/default");
         let cgroups = tree("/sys/fs/cgroup", Path::is_dir).filter(|path| path != runc_group);
         found.extend(cgroups.map(|path| line("cgroup", &path)));
-        found.extend(tree("/run/hull", |_| true).map(|path| line("file", &path)));
+        let ours = ["/run/hull", "/run/hull-oci"].into_iter();
+        found.extend(
+            ours.flat_map(|root| tree(root, |_| true))
+                .map(|path| line("file", &path)),
+        );
         found.extend(
             tree("/run/containerd", |path| !path.is_dir() && !of_others(path))
                 .map(|path| line("file", &path)),
@@ -62,7 +66,15 @@ fn line(kind: &str, path: &Path) -> String {
 /// Processes that run one of our programs, or one that we start, zombies included; stand-ins have other
 /// names than their program.
 fn processes() -> impl Iterator<Item = String> {
-    const NAMES: [&str; 4] = ["containerd-shim", "hull-vmm", "hull-agent", "virtiofsd"];
+    const NAMES: [&str; 7] = [
+        "containerd-shim",
+        "hull",
+        "hull-oci",
+        "hull-vmm",
+        "hull-agent",
+        "virtiofsd",
+        "conmon",
+    ];
     entries("/proc").filter_map(|process| {
         // The kernel cuts the name after 15 bytes.
         let name = fs::read_to_string(process.join("comm")).ok()?;
