@@ -52,7 +52,8 @@ layers() {
 		RUN rm -r /home/app && echo more >>/made/file && mv /made/link /made/moved
 	END
 	build
-	docker save built | tar -xO --wildcards 'blobs/sha256/*' 2>/dev/null | grep -ac resolv.conf || true
+	mkdir saved && docker save built | tar -xC saved
+	for blob in saved/blobs/sha256/*; do tar -tf "$blob" 2>/dev/null || true; done | grep -v bin/ | sort
 	docker run --rm built sh -c 'cd /made; stat -c "%n %F %a %u %g %h %Y" file moved hard pipe . | sed "s/ [0-9]\{10\}$//"
 		cat file; readlink moved; ls /home; ls -A /etc /run'
 }
@@ -121,7 +122,7 @@ mounts() {
 		RUN --mount=type=bind,from=other,source=/from,target=/other --mount=type=bind,target=/context \
 			cat /other/file /context/file; touch /other/new 2>&1 || echo "status $?"
 		RUN --mount=type=tmpfs,target=/scratch touch /scratch/file && grep -c '/scratch tmpfs' /proc/mounts
-		RUN ls /cache /other /context /scratch
+		RUN ls -d /cache/* /other/* /context/* /scratch/* 2>&1 || true
 	END
 	build --build-arg NUMBER=1
 	build --build-arg NUMBER=2
@@ -134,7 +135,7 @@ secrets() {
 		FROM busybox
 		RUN --mount=type=secret,id=it cat /run/secrets/it && stat -c %a /run/secrets/it
 		RUN --mount=type=secret,id=it,target=/else,uid=1000,mode=0440 stat -c '%u %a' /else
-		RUN ls /run/secrets
+		RUN ls /run/secrets 2>&1 || true
 	END
 	build --secret id=it,src=secret
 	docker save built | grep -ac water || true
@@ -153,7 +154,7 @@ network() {
 		RUN hostname; grep -c tower /etc/hosts
 	END
 	build --add-host "tower:$gateway"
-	printf 'FROM busybox\nRUN ls /sys/class/net; wget -qO- -T 2 http://%s:8000/ 2>&1 || echo unreachable\n' "$gateway" >Dockerfile
+	printf 'FROM busybox\nRUN ls /sys/class/net; nc -w 2 %s 8000 </dev/null || echo unreachable\n' "$gateway" >Dockerfile
 	build --network none | grep -v "can't connect"
 	pkill -f "httpd -p $gateway:8000"
 }
