@@ -38,6 +38,11 @@ impl Interface {
         self.mtu
     }
 
+    /// Whether that is one of its addresses.
+    pub(super) fn has(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|&(ip, _)| ip == address)
+    }
+
     /// The same for the agent, for which it is a card.
     fn described(&self, number: usize) -> agent::Interface {
         let addresses = self.addresses.iter();

@@ -14,10 +14,13 @@
 //! when something has changed there (`follow`), and it looks again. With the last container that is in
 //! the network all of it is undone.
 //!
-//! dockerd's resolver, which is in the namespace for networks that users have defined, is asked for
+//! Ports that Swarm publishes are rules of the namespace, which a tap passes by: they are done beside it
+//! (`ingress`). dockerd's resolver, which is in the namespace for networks that users have defined, is asked for
 //! the guest (`resolver`).
 
+mod actions;
 mod follow;
+mod ingress;
 mod inspect;
 mod namespace;
 mod redirect;
@@ -367,7 +370,7 @@ async fn look(
         let leads = |cable: &Option<Cable>| cable.is_some_and(|it| it.interface == index);
         cables.find_map(|(card, cable)| leads(cable).then_some(*card))
     };
-    let mut taps = Vec::new();
+    let (mut taps, mut added) = (Vec::new(), Vec::new());
     for interface in &network.interfaces {
         if card_of(plugged, interface.index).is_some() {
             continue;
@@ -379,6 +382,14 @@ async fn look(
         let (tap, cable) = plug(namespace, &handle, interface).await?;
         plugged.insert(card, Some(cable));
         taps.push((card, tap));
+        added.push((interface, cable));
+    }
+    // Who has Swarm's ingress network has another one for what it asks others.
+    if network.interfaces.len() > 1 && !added.is_empty() {
+        let ports = ingress::ports(namespace)?;
+        for (interface, cable) in added {
+            ingress::publish(&handle, interface, cable, &ports).await?;
+        }
     }
     let configuration = network.configuration(|index| card_of(plugged, index));
     Ok(Change {

@@ -10,19 +10,18 @@ use std::ops::RangeInclusive;
 use futures::TryStreamExt;
 use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::tc::{
-    TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption,
-    TcActionType, TcFilterU32Option, TcHandle, TcMirror, TcMirrorActionType, TcU32Key,
-    TcU32Selector, TcU32SelectorFlags,
+    TcAction, TcFilterU32Option, TcHandle, TcU32Key, TcU32Selector, TcU32SelectorFlags,
 };
 use rtnetlink::{Handle, LinkUnspec};
 
 use super::NetworkError;
+use super::actions::mirror;
 use super::inspect::Interface;
 
 /// `ETH_P_ALL` of `linux/if_ether.h`, in network byte order.
 const ALL_PROTOCOLS: u16 = 0x0003_u16.to_be();
 /// `ETH_P_IP`.
-const IPV4: u16 = 0x0800_u16.to_be();
+pub(super) const IPV4: u16 = 0x0800_u16.to_be();
 /// `ETH_P_ARP`.
 const ARP: u16 = 0x0806_u16.to_be();
 
@@ -31,19 +30,23 @@ const ARP: u16 = 0x0806_u16.to_be();
 pub(super) const ENGINE_PORTS: RangeInclusive<u16> = 0xfc00..=0xffff;
 
 /// A packet has this at that offset, in bytes from the network header, under the mask.
-struct Match {
-    offset: i32,
-    mask: u32,
-    value: u32,
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Match {
+    pub(super) offset: i32,
+    pub(super) mask: u32,
+    pub(super) value: u32,
 }
 
-/// A packet from port 53 to one of [`ENGINE_PORTS`], in an IPv4 header without options (RFC 791 §3.1).
+/// An IPv4 header without options (RFC 791 §3.1): what is behind it is at 20.
+pub(super) const NO_OPTIONS: Match = Match {
+    offset: 0,
+    mask: 0x0f00_0000,
+    value: 0x0500_0000,
+};
+
+/// A packet from port 53 to one of [`ENGINE_PORTS`].
 const ANSWER: [Match; 2] = [
-    Match {
-        offset: 0,
-        mask: 0x0f00_0000,
-        value: 0x0500_0000,
-    },
+    NO_OPTIONS,
     Match {
         offset: 20,
         mask: 0xffff_fc00,
@@ -116,30 +119,45 @@ async fn redirect(handle: &Handle, from: u32, to: u32) -> Result<(), rtnetlink::
 /// Priorities: smaller ones are asked first. The redirection itself has one that the kernel chooses,
 /// which is far greater.
 async fn keep_answers(handle: &Handle, from: u32, to: u32) -> Result<(), rtnetlink::Error> {
-    let index = i32::try_from(from).map_err(|_| rtnetlink::Error::RequestFailed)?;
-    let filter = |priority, protocol| {
-        let filter = handle.traffic_filter(index).add().parent(0xffff_0000);
-        filter.priority(priority).protocol(protocol)
-    };
     for (priority, number) in (1..).zip(PROTOCOLS) {
         let protocol = Match {
             offset: 8,
             mask: 0x00ff_0000,
             value: number << 16,
         };
-        let matches = ANSWER.iter().chain([&protocol]);
+        let [header, ports] = ANSWER;
         // Without an action what matches goes on to the namespace.
-        let stays = [TcFilterU32Option::Selector(selector(matches))];
-        filter(priority, IPV4).u32(&stays)?.execute().await?;
+        add(
+            handle,
+            from,
+            (priority, IPV4),
+            &[header, ports, protocol],
+            None,
+        )
+        .await?;
     }
-    let both = [
-        TcFilterU32Option::Selector(selector([&ARP_REPLY])),
-        TcFilterU32Option::Action(vec![mirror(to)]),
-    ];
-    filter(3, ARP).u32(&both)?.execute().await
+    let both = Some(vec![mirror(to)]);
+    add(handle, from, (3, ARP), &[ARP_REPLY], both).await
 }
 
-fn selector<'a>(matches: impl IntoIterator<Item = &'a Match>) -> TcU32Selector {
+/// Has `actions` done with what arrives at the interface of that number and has all of `matches`, before what is
+/// said at greater priorities.
+pub(super) async fn add(
+    handle: &Handle,
+    interface: u32,
+    (priority, protocol): (u16, u16),
+    matches: &[Match],
+    actions: Option<Vec<TcAction>>,
+) -> Result<(), rtnetlink::Error> {
+    let index = i32::try_from(interface).map_err(|_| rtnetlink::Error::RequestFailed)?;
+    let mut options = vec![TcFilterU32Option::Selector(selector(matches))];
+    options.extend(actions.map(TcFilterU32Option::Action));
+    let filter = handle.traffic_filter(index).add().parent(0xffff_0000);
+    let filter = filter.priority(priority).protocol(protocol);
+    filter.u32(&options)?.execute().await
+}
+
+fn selector(matches: &[Match]) -> TcU32Selector {
     let key = |wanted: &Match| {
         let mut key = TcU32Key::default();
         key.mask = wanted.mask;
@@ -149,23 +167,7 @@ fn selector<'a>(matches: impl IntoIterator<Item = &'a Match>) -> TcU32Selector {
     };
     let mut selector = TcU32Selector::default();
     selector.flags = TcU32SelectorFlags::Terminal;
-    selector.keys = matches.into_iter().map(key).collect();
-    selector.nkeys = u8::try_from(selector.keys.len()).expect("three at most");
+    selector.keys = matches.iter().map(key).collect();
+    selector.nkeys = u8::try_from(selector.keys.len()).expect("a handful");
     selector
-}
-
-/// A copy for the interface of that number; the packet goes on to the namespace.
-fn mirror(to: u32) -> TcAction {
-    let mut copy = TcMirror::default();
-    copy.generic.action = TcActionType::Ok;
-    copy.eaction = TcMirrorActionType::EgressMirror;
-    copy.ifindex = to;
-    let mut action = TcAction::default();
-    action.attributes = vec![
-        TcActionAttribute::Kind(TcActionMirror::KIND.to_owned()),
-        TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(
-            copy,
-        ))]),
-    ];
-    action
 }
