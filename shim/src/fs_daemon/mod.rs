@@ -72,6 +72,8 @@ pub fn start(program: &Path, state: &StateDir) -> Result<(Child, OwnedFd), FsDae
         // Each mount below is a file system of its own in the guest: inode numbers stay unique.
         .arg("--announce-submounts")
         .args(["--cache=auto", "--xattr", "--posix-acl", "--killpriv-v2"])
+        // It may not write the guest's trusted attributes as such: they need CAP_SYS_ADMIN on the host.
+        .arg("--xattrmap=:map:trusted.:user.virtiofs.:")
         .args(["--inode-file-handles=never", "--log-level=warn"]);
     confine::keep_memory_out_of_dumps(&mut command);
     let failed = |source| FsDaemonError::Start {

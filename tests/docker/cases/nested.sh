@@ -26,6 +26,7 @@ daemon() {
 		-v "$PWD/busybox.tar:/busybox.tar:ro" built /begin >/dev/null
 	wait_for docker exec outer docker version >/dev/null || { docker exec outer cat /var/log && false; }
 	inner() { docker exec outer docker "$@"; }
+	inner info --format '{{.Driver}}'
 	inner load -qi /busybox.tar
 	inner run --rm --name inmost busybox sh -c 'hostname | wc -c; id -u; echo deep'
 	inner run --rm --memory 64m busybox sh -c 'cat /sys/fs/cgroup/memory.max'
