@@ -98,6 +98,19 @@ impl Cgroup {
         Ok(pids)
     }
 
+    /// The cgroup below, relative to this one, that a process which is added belongs in: once the
+    /// container has given controllers to cgroups of its own, no process can be beside those ("No Internal Process
+    /// Constraint"), and it goes to the container's init. `None` is this cgroup itself.
+    pub fn place_beside(&self, init: i32) -> Option<String> {
+        let read = |file: &Path| fs::read_to_string(file).ok();
+        let given = read(&self.directory.join("cgroup.subtree_control"))?;
+        if given.trim().is_empty() {
+            return None;
+        }
+        let own = Path::new("/").join(self.directory.strip_prefix(ROOT).ok()?);
+        place_below(&own, &read(Path::new(&format!("/proc/{init}/cgroup")))?)
+    }
+
     /// What its files say, of those that exist.
     pub fn stats(&self) -> HashMap<String, String> {
         let files = STATS.iter().filter_map(|name| {
@@ -255,6 +268,16 @@ fn value_of(text: &str, key: &str) -> Option<u64> {
     pairs.find_map(|(name, value)| (name == key).then(|| value.trim().parse().ok())?)
 }
 
+/// Where a process is below `cgroup`, as its `/proc/PID/cgroup` has it (cgroups(7)).
+fn place_below(cgroup: &Path, proc_cgroup: &str) -> Option<String> {
+    let path = proc_cgroup
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))?;
+    let below = Path::new(path).strip_prefix(cgroup).ok()?;
+    let below = below.to_str().filter(|below| !below.is_empty())?;
+    Some(below.to_owned())
+}
+
 fn file_error(action: &'static str, path: PathBuf, source: io::Error) -> CgroupError {
     CgroupError::File {
         action,
@@ -301,6 +324,17 @@ mod tests {
         let cgroup = Cgroup::at(Path::new("/hull/c1"));
 
         assert_eq!(cgroup.directory, Path::new("/sys/fs/cgroup/hull/c1"));
+    }
+
+    #[test]
+    fn a_process_is_below_the_containers_cgroup_or_in_it() {
+        let place = |path: &str| place_below(Path::new("/hull/c1"), &format!("0::{path}\n"));
+
+        assert_eq!(place("/hull/c1/init.scope"), Some("init.scope".to_owned()));
+        assert_eq!(place("/hull/c1/a/b"), Some("a/b".to_owned()));
+        assert_eq!(place("/hull/c1"), None);
+        assert_eq!(place("/hull/c12/init"), None);
+        assert_eq!(place_below(Path::new("/hull/c1"), ""), None);
     }
 
     #[test]

@@ -10,7 +10,9 @@ use super::create::{
     CONSOLES, CreateError, Report, builder, make_directory, state_file, unique_name,
 };
 use super::launch::Launcher;
+use super::plan::cgroup_path;
 use super::process_plan::ExecPlan;
+use crate::cgroup::Cgroup;
 use crate::error_chain;
 use crate::host::Host;
 use crate::operation;
@@ -55,7 +57,9 @@ pub async fn start(
         let namespace = maps.map(|_| open_user_namespace(init)).transpose()?;
         let launcher = Launcher::new(plan.launch.clone(), namespace, reporter.words()?);
         let builder = builder(id, &workspace.root, launcher, &reporter, &streams)?;
+        let beside = Cgroup::at(&cgroup_path(id)).place_beside(init);
         let tenant = builder.as_tenant().with_detach(true);
+        let tenant = tenant.with_sub_cgroup(beside);
         let pid = tenant.with_process(Some(workspace.process())).build();
         Ok(pid.map_err(|error| error_chain(&error))?.as_raw())
     })
