@@ -4,7 +4,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use hull_tests::Host;
+use hull_tests::{Bundle, Host, wait};
+use serde_json::{Value, json};
 
 #[test]
 fn a_detached_container_runs_until_it_is_killed_and_removed() {
@@ -49,6 +50,36 @@ fn an_exec_has_input_user_and_terminal() {
     assert!(tty.output().contains("/dev/pts/"), "{tty:?}");
 
     container.end();
+}
+
+/// As systemd and dockerd do it in a container.
+#[test]
+fn an_exec_is_where_init_is_once_the_container_has_given_controllers() {
+    let host = Host::take();
+    let bundle = Bundle::new(&host);
+    let mut spec = bundle.spec();
+    let script = "cd /sys/fs/cgroup && mkdir own && echo 1 >own/cgroup.procs
+        until echo +pids >cgroup.subtree_control; do sleep 0.1; done; exec sleep 1000";
+    spec["process"]["args"] = json!(["sh", "-c", script]);
+    let groups = json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup" });
+    let add = |to: &mut Value, what| to.as_array_mut().expect("it is a list").push(what);
+    add(&mut spec["mounts"], groups);
+    add(
+        &mut spec["linux"]["namespaces"],
+        json!({ "type": "cgroup" }),
+    );
+    let container = bundle.container(&host, "given", &spec).start(&[]);
+
+    let mut number = 0;
+    let said = wait::until("the container has given controllers", || {
+        number += 1;
+        let script = "cat /sys/fs/cgroup/cgroup.subtree_control /proc/self/cgroup";
+        let said = container.exec(&format!("look{number}"), &["sh", "-c", script]);
+        said.stdout.starts_with("pids").then_some(said)
+    });
+    assert_eq!(said.output(), "pids\n0::/own");
+
+    assert_eq!(container.end(), 137);
 }
 
 #[test]
