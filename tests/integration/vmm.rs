@@ -2,7 +2,7 @@
 
 use std::io::{Read, Seek, Write};
 
-use hull_tests::{Host, Machine, Tap};
+use hull_tests::{Host, Machine, Tap, wait};
 use vmm_control::{Event, ExitReason, Request};
 
 #[test]
@@ -30,6 +30,71 @@ fn every_vcpu_and_all_memory_is_there() {
     let (_, _, console) = Machine::with_script(script).size(2, 4096).boot().finish();
 
     assert!(console.contains("2\r\nMiB 1"), "{console}");
+}
+
+/// The guest starts with 128 MiB, fills a file of 130 in memory, and gives it back, but for a few blocks in
+/// which its kernel may have put something of its own.
+#[test]
+fn memory_is_plugged_when_it_is_asked_for_and_comes_back() {
+    let _host = Host::take();
+    let script = "mib() { awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo; }
+        first=$(mib); echo at first $((first < 130))
+        until [ $(mib) -ge $((first + 127)) ]; do sleep 0.1; done; echo plugged
+        mount -t tmpfs -o size=90% tmp /tmp
+        head -c 136314880 /dev/zero >/tmp/file
+        echo filled $(wc -c </tmp/file)
+        rm /tmp/file; echo emptied
+        until [ $(mib) -le $((first + 40)) ]; do sleep 0.1; done
+        echo unplugged; sleep 1000";
+    let machine = Machine::with_script(script).size(1, 128);
+    let vm = machine.elastic(4096).boot();
+    vm.wait_for("at first 1");
+    let before = vm.resident();
+
+    vm.request(&Request::Memory { mib: 128 });
+    vm.wait_for("plugged");
+    vm.wait_for("filled 136314880");
+    let filled = vm.counters();
+    let grown = vm.resident();
+    vm.request(&Request::Memory { mib: 0 });
+    vm.wait_for("unplugged");
+
+    let size = 128 << 20;
+    assert_eq!(
+        (filled.memory_requested, filled.memory_plugged),
+        (size, size)
+    );
+    assert!(before < 100 << 20, "{} MiB", before >> 20);
+    assert!(grown > 130 << 20, "{} MiB", grown >> 20);
+    wait::until("the host has its memory back", || {
+        let counters = vm.counters();
+        (counters.memory_plugged <= 40 << 20 && vm.resident() < 110 << 20).then_some(())
+    });
+}
+
+#[test]
+fn a_machine_has_a_device_on_every_interrupt() {
+    let _host = Host::take();
+    let disk = tempfile::tempfile().unwrap();
+    disk.set_len(1 << 20).unwrap();
+
+    // With the entropy and the socket device 21; the memory device is the last.
+    let mut machine = Machine::with_script(
+        "ls /sys/block | grep -c vd
+        until [ $(awk '/MemTotal/ { print $2 }' /proc/meminfo) -gt 300000 ]; do sleep 0.1; done
+        cat /proc/interrupts",
+    );
+    for number in 0..17 {
+        machine = machine.disk(&disk, true, &format!("disk{number}"));
+    }
+    let vm = machine.elastic(1024).boot();
+    vm.request(&Request::Memory { mib: 128 });
+    let (_, _, console) = vm.finish();
+
+    assert!(
+        console.contains("17\r\n") && console.contains("THE-END"),
+        "{console}"
+    );
 }
 
 #[test]

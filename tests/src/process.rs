@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// A process that is there for as long as the test looks.
@@ -29,6 +30,24 @@ impl Process {
     #[must_use]
     pub fn path(&self, file: &str) -> PathBuf {
         Path::new("/proc").join(&self.pid).join(file)
+    }
+
+    /// Bytes of the host's memory that this VMM has for its guest: of the guest's memory file, what is
+    /// allocated.
+    ///
+    /// # Panics
+    /// When it is no VMM.
+    #[must_use]
+    #[track_caller]
+    pub fn guest_memory(&self) -> u64 {
+        let entries = fs::read_dir(self.path("fd")).expect("list its descriptors");
+        let mut paths = entries.flatten().map(|entry| entry.path());
+        let is_memory = |path: &PathBuf| {
+            fs::read_link(path)
+                .is_ok_and(|to| to.to_string_lossy().starts_with("/memfd:hull-guest"))
+        };
+        let file = paths.find(is_memory).expect("it has a guest's memory");
+        fs::metadata(file).expect("look at it").blocks() * 512
     }
 
     /// A file in its folder.

@@ -13,7 +13,7 @@ use vmm_control::{
     Channel, Counters, Disk, Event, ExitReason, MacAddress, Nic, RateLimit, Request, VmConfig,
 };
 
-use crate::{Initramfs, Tap, wait};
+use crate::{Initramfs, Process, Tap, wait};
 
 /// User and group of its process: within no sandbox's range.
 const USER: &str = "2100000000";
@@ -26,6 +26,8 @@ pub struct Machine {
     cmdline: String,
     vcpus: u8,
     memory_mib: u32,
+    balloon: bool,
+    hotplug_mib: u32,
     disks: Vec<Disk<OwnedFd>>,
     nics: Vec<Nic<OwnedFd>>,
 }
@@ -49,6 +51,8 @@ impl Machine {
             cmdline: "console=ttyS0 quiet reboot=k panic=-1 rdinit=/init".to_owned(),
             vcpus: 1,
             memory_mib: 256,
+            balloon: false,
+            hotplug_mib: 0,
             disks: Vec::new(),
             nics: Vec::new(),
         }
@@ -73,6 +77,13 @@ impl Machine {
     pub fn size(mut self, vcpus: u8, memory_mib: u32) -> Self {
         (self.vcpus, self.memory_mib) = (vcpus, memory_mib);
         self
+    }
+
+    /// Adds a balloon, and memory that may be plugged, which the guest's kernel is told to use at once.
+    #[must_use]
+    pub fn elastic(mut self, hotplug_mib: u32) -> Self {
+        (self.balloon, self.hotplug_mib) = (true, hotplug_mib);
+        self.cmdline("memhp_default_state=online")
     }
 
     /// Adds a disk.
@@ -129,7 +140,8 @@ impl Machine {
             disks: self.disks,
             nics: self.nics,
             shares: Vec::new(),
-            balloon: false,
+            balloon: self.balloon,
+            hotplug_mib: self.hotplug_mib,
             entropy_limit: RateLimit::default(),
         };
         Vm::boot(&self.program, config, Some(console))
@@ -217,6 +229,28 @@ impl Vm {
         wait::until(&format!("the guest prints {text:?}"), || {
             self.console().contains(text).then_some(())
         });
+    }
+
+    /// Waits for its counters.
+    ///
+    /// # Panics
+    /// When the VMM says something else.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.request(&Request::Counters);
+        loop {
+            match self.event() {
+                Some(Event::Started) => {}
+                Some(Event::Counters(counters)) => return counters,
+                other => panic!("asked for counters: {other:?}"),
+            }
+        }
+    }
+
+    /// Bytes of the host's memory that are the guest's.
+    #[must_use]
+    pub fn resident(&self) -> u64 {
+        Process::of(&self.pid().to_string()).guest_memory()
     }
 
     /// Sends a request.

@@ -187,6 +187,7 @@ impl Booting {
                 tag: SHARE_TAG.into(),
             }],
             balloon: false,
+            hotplug_mib: 0,
             entropy_limit: RateLimit::default(),
         })?;
 

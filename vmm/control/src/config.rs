@@ -41,6 +41,10 @@ pub struct VmConfig<F> {
     /// Whether there is a memory balloon, through which free memory goes back to the host.
     #[serde(default)]
     pub balloon: bool,
+    /// Most memory in MiB that may be plugged besides `memory_mib` ([`Request::Memory`](crate::Request::Memory)).
+    /// It costs nothing until it is.
+    #[serde(default)]
+    pub hotplug_mib: u32,
     /// How much entropy the guest may draw.
     #[serde(default)]
     pub entropy_limit: RateLimit,
@@ -202,6 +206,7 @@ impl<F> VmConfig<F> {
                 })
                 .collect::<Result<_, E>>()?,
             balloon: self.balloon,
+            hotplug_mib: self.hotplug_mib,
             entropy_limit: self.entropy_limit,
         })
     }
@@ -291,6 +296,7 @@ mod tests {
                 tag: "hull".into(),
             }],
             balloon: true,
+            hotplug_mib: 1024,
             entropy_limit: RateLimit::default(),
         }
     }

@@ -29,6 +29,12 @@ pub enum Request {
         /// MiB; 0 gives all of it back to the guest.
         mib: u32,
     },
+    /// Ask the guest to have so much of [`VmConfig::hotplug_mib`] plugged. It plugs and unplugs as it
+    /// can; [`Counters::memory_plugged`] tells how far it is. Without memory to plug nothing happens.
+    Memory {
+        /// MiB, rounded down to blocks of 2; more than there are mean all.
+        mib: u32,
+    },
     /// Answer with [`Event::Counters`].
     Counters,
     /// End the machine at once.
@@ -84,7 +90,7 @@ impl fmt::Display for ExitReason {
     }
 }
 
-/// Counts of one machine's life so far. They only grow.
+/// Counts of one machine's life so far. They only grow, but for memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// vCPU exits to the VMM for port I/O.
@@ -100,4 +106,8 @@ pub struct Counters {
     /// Microseconds from the boot request until the guest's first vsock connection: with Hull's
     /// guest image, until the agent was up. Zero before that.
     pub boot_to_dial_us: u64,
+    /// Bytes of memory that should be plugged ([`Request::Memory`]).
+    pub memory_requested: u64,
+    /// Bytes of memory that are plugged, besides what the machine started with.
+    pub memory_plugged: u64,
 }

@@ -4,8 +4,8 @@
 //!
 //! | name | what |
 //! |---|---|
-//! | `DEVICE_BASE`, `FIRST_DEVICE_GSI`, `MAX_DEVICES`, `SERIAL_GSI`, `MAX_VCPUS` | places and bounds |
-//! | `ram_ranges`, `vm_type` | where memory is, and what KVM has to know of it |
+//! | `DEVICE_BASE`, `device_gsis`, `MAX_DEVICES`, `SERIAL_GSI`, `MAX_VCPUS` | places and bounds |
+//! | `ram_ranges`, `hotplug_range`, `vm_type` | where memory is or may be plugged, and what KVM has to know of it |
 //! | `Kernel`, `load_kernel`, `initrd_address` | the kernel's file in memory |
 //! | `prepare_vm`, `Interrupts` | interrupt controllers, before and after the vCPUs are made |
 //! | `attach_legacy` | what is no virtio device |

@@ -13,10 +13,11 @@
 //! `build.rs` compiles this module too: it turns the lists into filters.
 
 /// What a condition may name: numbers that the kernel fixed, the same on both architectures.
-const NAMED: [(&str, u32); 11] = [
+const NAMED: [(&str, u32); 12] = [
     ("0", 0),
     // linux/kvm.h
     ("KVM_RUN", 0xae80),
+    ("KVM_SET_USER_MEMORY_REGION", 0x4020_ae46),
     ("KVM_GET_REGS", 0x8090_ae81),
     ("KVM_GET_ONE_REG", 0x4010_aeab),
     // linux/if_tun.h

@@ -4,6 +4,7 @@
 //! they are there, so that no order of dropping lets a guest run without either.
 
 mod kick;
+mod slots;
 mod vcpu;
 mod vm;
 
@@ -12,6 +13,7 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use kvm_ioctls::Kvm;
 
 pub use kick::{Kicker, kicker};
+pub use slots::Slots;
 pub use vcpu::{Exit, Runner, Vcpu};
 pub use vm::Vm;
 
@@ -33,6 +35,9 @@ pub enum KvmError {
         #[source]
         source: kvm_ioctls::Error,
     },
+    /// The guest cannot be given its memory.
+    #[error("map guest memory")]
+    Memory(#[source] std::io::Error),
     /// No vCPU could be made.
     #[error("create vCPU {id}")]
     Vcpu {

@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{KvmError, Vcpu};
+use super::{KvmError, Slots, Vcpu};
 use crate::memory::Ram;
 
 /// A virtual machine.
@@ -20,8 +18,8 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Creates a virtual machine of the architecture's `type_` (KVM api.rst 4.2) that is to have
-    /// `ram`, once [`Vm::map_memory`] is called.
+    /// Creates a virtual machine of the architecture's `type_` (KVM api.rst 4.2) that is to have of
+    /// `ram` what [`Vm::slots`] adds.
     ///
     /// # Errors
     /// When KVM refuses.
@@ -59,30 +57,10 @@ impl Vm {
         }
     }
 
-    /// Gives the VM its memory, one slot for each region.
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    #[expect(unsafe_code, reason = "telling KVM where memory is")]
-    pub fn map_memory(&self) -> Result<(), KvmError> {
-        for (slot, region) in (0..).zip(self.ram.iter()) {
-            let slot = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: region.start_addr().0,
-                memory_size: region.len(),
-                userspace_addr: region.as_ptr().addr() as u64,
-            };
-            // SAFETY: the guest may touch the region's range as long as a vCPU can run.
-            // 1. The range is one live mapping, made by `memory::allocate`.
-            // 2. It stays mapped: `self` and each `Vcpu`, the only ways to run one, hold `ram`.
-            // 3. No Rust reference points into it: `vm_memory` hands out volatile slices only.
-            unsafe { self.fd.set_user_memory_region(slot) }.map_err(|source| KvmError::Ioctl {
-                what: "map guest memory",
-                source,
-            })?;
-        }
-        Ok(())
+    /// What gives the VM its memory; called once.
+    #[must_use]
+    pub fn slots(&self) -> Slots {
+        Slots::new(Arc::clone(&self.fd), self.ram.clone())
     }
 
     /// Makes `line` raise the interrupt `gsi`.

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::Kvm;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_control::{Channel, Event, RateLimit, VmConfig};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -16,7 +17,7 @@ use crate::backend::image::{Image, ImageError};
 use crate::backend::tap::{TapError, TapFile};
 use crate::bus::{Bus, SharedSlot};
 use crate::jail::Filters;
-use crate::kvm::{self, KvmError, Vcpu, Vm};
+use crate::kvm::{self, KvmError, Slots, Vcpu, Vm};
 use crate::legacy::{Ports, Serial};
 use crate::loader::initrd::{self, InitrdError};
 use crate::memory::{self, MemoryError, Ram};
@@ -25,6 +26,7 @@ use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::Blk;
 use crate::virtio::device::Device;
 use crate::virtio::fs::{Fs, FsError};
+use crate::virtio::mem::{self, Mem};
 use crate::virtio::mmio::{Mmio, QUEUE_NOTIFY};
 use crate::virtio::net::{Limits, Net, NetError};
 use crate::virtio::rng::Rng;
@@ -103,6 +105,9 @@ pub(super) type SharedNic = Arc<Mutex<Mmio<Net<TapFile>>>>;
 /// The balloon, likewise.
 pub(super) type SharedBalloon = Arc<Mutex<Mmio<Balloon>>>;
 
+/// The memory device, likewise.
+pub(super) type SharedMemory = Arc<Mutex<Mmio<Mem<Slots>>>>;
+
 /// A machine that is ready to run.
 pub(super) struct Machine {
     pub(super) vcpus: Vec<Vcpu>,
@@ -120,15 +125,18 @@ pub(super) fn build(
     filters: Filters,
 ) -> Result<Machine, BuildError> {
     config::check(&config)?;
-    let ram = memory::allocate(&arch::ram_ranges(u64::from(config.memory_mib) << 20))?;
-    let kernel = arch::load_kernel(&ram, config.kernel)?;
-    let place = |len| arch::initrd_address(&ram, &kernel, len);
+    let ranges = arch::ram_ranges(u64::from(config.memory_mib) << 20);
+    let hotplug = hotplug(config.memory_mib, config.hotplug_mib)?;
+    let ram = memory::allocate(&[ranges, hotplug.into_iter().collect()].concat())?;
+    let boot_ram = without(&ram, hotplug);
+    let kernel = arch::load_kernel(&boot_ram, config.kernel)?;
+    let place = |len| arch::initrd_address(&boot_ram, &kernel, len);
     let initrd = (config.initrd)
-        .map(|file| initrd::load(&ram, file, place))
+        .map(|file| initrd::load(&boot_ram, file, place))
         .transpose()?;
 
     let kvm = kvm::take_over(config.kvm)?;
-    let (vm, interrupts, vcpus) = processors(&kvm, &ram, config.vcpus)?;
+    let (vm, memory_slots, interrupts, vcpus) = processors(&kvm, &ram, &boot_ram, config.vcpus)?;
 
     let mut slots: Vec<SharedSlot> = Vec::new();
     let mut largest_file = memory::len(&ram);
@@ -179,13 +187,17 @@ pub(super) fn build(
         .then(|| slot(Balloon::new(), &ram))
         .transpose()?;
     slots.extend(balloon.clone().map(|balloon| balloon as SharedSlot));
+    let memory = (hotplug)
+        .map(|(start, length)| slot(Mem::new(memory_slots, start, length as u64), &ram))
+        .transpose()?;
+    slots.extend(memory.clone().map(|memory| memory as SharedSlot));
     let mut bus = Bus::new(arch::DEVICE_BASE, slots);
     connect(&vm, &bus)?;
     let serial = (config.serial)
         .map(|output| serial(&vm, output))
         .transpose()?;
 
-    let devices: Vec<_> = bus.addresses().zip(arch::FIRST_DEVICE_GSI..).collect();
+    let devices: Vec<_> = bus.addresses().zip(arch::device_gsis()).collect();
     let description = Description {
         vcpus: config.vcpus,
         cmdline: &config.cmdline,
@@ -193,7 +205,7 @@ pub(super) fn build(
         devices: &devices,
         serial: serial.is_some(),
     };
-    arch::write_tables(&ram, &interrupts, &description)?;
+    arch::write_tables(&boot_ram, &interrupts, &description)?;
     let supported = arch::supported(&kvm, &ram)?;
     for vcpu in &vcpus {
         arch::prepare_vcpu(&vm, &supported, vcpu, config.vcpus, &kernel)?;
@@ -207,6 +219,7 @@ pub(super) fn build(
             vsock,
             nics,
             balloon,
+            memory,
         },
         largest_file,
     })
@@ -214,15 +227,44 @@ pub(super) fn build(
 
 /// Creates the VM with its vCPUs and memory. Both come before any ioeventfd: registering one starts
 /// a grace period in KVM, which the next vCPU or memory slot would wait for.
-fn processors(kvm: &Kvm, ram: &Ram, count: u8) -> Result<(Vm, Interrupts, Vec<Vcpu>), BuildError> {
+fn processors(
+    kvm: &Kvm,
+    ram: &Ram,
+    boot_ram: &Ram,
+    count: u8,
+) -> Result<(Vm, Slots, Interrupts, Vec<Vcpu>), BuildError> {
     let vm = Vm::new(kvm, arch::vm_type(kvm, ram)?, ram.clone())?;
     let interrupts = arch::prepare_vm(&vm)?;
     let vcpus = (0..count)
         .map(|id| vm.create_vcpu(id))
         .collect::<Result<_, _>>()?;
     interrupts.start(count)?;
-    vm.map_memory()?;
-    Ok((vm, interrupts, vcpus))
+    let mut slots = vm.slots();
+    for region in boot_ram.iter() {
+        (slots.add(region.start_addr(), region.len())).map_err(KvmError::Memory)?;
+    }
+    Ok((vm, slots, interrupts, vcpus))
+}
+
+/// Where memory that may be plugged lies, if there is to be any.
+fn hotplug(memory_mib: u32, mib: u32) -> Result<Option<(GuestAddress, usize)>, ConfigError> {
+    let bytes = |mib| u64::from(mib) << 20;
+    match arch::hotplug_range(bytes(memory_mib), bytes(mib)) {
+        _ if mib == 0 => Ok(None),
+        None => Err(ConfigError::Hotplug(mib)),
+        some => Ok(some),
+    }
+}
+
+/// The part of `ram` that the guest starts with: all but what may be plugged.
+fn without(ram: &Ram, hotplug: Option<(GuestAddress, usize)>) -> Ram {
+    let Some((start, length)) = hotplug else {
+        return ram.clone();
+    };
+    let (rest, _) = ram
+        .remove_region(start, length as u64)
+        .expect("it was made a region of its own");
+    rest
 }
 
 /// Connects a card to a descriptor that has to be a tap.
@@ -251,7 +293,7 @@ fn slot<D: Device>(device: D, ram: &Ram) -> Result<Arc<Mutex<Mmio<D>>>, BuildErr
 
 /// Wires each device's interrupt and notifications to the VM.
 fn connect(vm: &Vm, bus: &Bus) -> Result<(), KvmError> {
-    let places = bus.addresses().zip(arch::FIRST_DEVICE_GSI..);
+    let places = bus.addresses().zip(arch::device_gsis());
     for (index, (base, gsi)) in places.enumerate() {
         bus.with(index, |slot| {
             vm.bind_interrupt(slot.line(), gsi)?;
@@ -270,6 +312,12 @@ fn serial(vm: &Vm, output: OwnedFd) -> Result<Serial, BuildError> {
     })?;
     vm.bind_interrupt(&line, arch::SERIAL_GSI)?;
     Ok(Serial::new(output, line))
+}
+
+impl mem::Slots for Slots {
+    fn map(&mut self, start: GuestAddress, length: u64) -> io::Result<()> {
+        self.add(start, length)
+    }
 }
 
 /// Hands the guest's connections to the shim.

@@ -23,6 +23,9 @@ pub enum ConfigError {
     /// Too little memory.
     #[error("a machine has at least {MIN_MEMORY_MIB} MiB of memory, not {0}")]
     Memory(u32),
+    /// More memory to plug than there are addresses.
+    #[error("{0} MiB of memory to plug are more than there are addresses for")]
+    Hotplug(u32),
     /// A command line that ends early in the guest.
     #[error("the kernel command line has a byte that is no text at {0}")]
     Cmdline(usize),
@@ -65,7 +68,7 @@ pub(super) fn check<F>(config: &VmConfig<F>) -> Result<(), ConfigError> {
         return Err(ConfigError::Serial(disk.serial.clone()));
     }
     let configured = config.disks.len() + config.nics.len() + config.shares.len();
-    let configured = configured + usize::from(config.balloon);
+    let configured = configured + usize::from(config.balloon) + usize::from(config.hotplug_mib > 0);
     let devices = configured + STANDARD_DEVICES;
     match arch::MAX_DEVICES {
         most if devices > most => Err(ConfigError::Devices { devices, most }),
@@ -92,6 +95,7 @@ mod tests {
             nics: vec![],
             shares: vec![],
             balloon: false,
+            hotplug_mib: 0,
             entropy_limit: RateLimit::default(),
         }
     }
@@ -153,8 +157,9 @@ mod tests {
     #[test]
     fn there_are_no_more_devices_than_interrupts() {
         let mut config = config();
+        (config.balloon, config.hotplug_mib) = (true, 1);
         let most = arch::MAX_DEVICES;
-        (config.disks).extend((STANDARD_DEVICES..most).map(|_| disk("")));
+        (config.disks).extend((STANDARD_DEVICES + 2..most).map(|_| disk("")));
         assert_eq!(check(&config), Ok(()));
         config.disks.push(disk(""));
         let devices = most + 1;

@@ -12,6 +12,8 @@ pub(super) struct Counters {
     notifications: AtomicU64,
     boot_to_run_us: AtomicU64,
     boot_to_dial_us: AtomicU64,
+    memory_requested: AtomicU64,
+    memory_plugged: AtomicU64,
 }
 
 /// Why one vCPU came out of the guest, and how often.
@@ -32,6 +34,8 @@ impl Counters {
             notifications: AtomicU64::new(0),
             boot_to_run_us: AtomicU64::new(0),
             boot_to_dial_us: AtomicU64::new(0),
+            memory_requested: AtomicU64::new(0),
+            memory_plugged: AtomicU64::new(0),
         }
     }
 
@@ -57,6 +61,12 @@ impl Counters {
             .compare_exchange(0, self.elapsed_us(), Relaxed, Relaxed);
     }
 
+    /// So many bytes should be plugged now, and so many are.
+    pub(super) fn memory(&self, requested: u64, plugged: u64) {
+        self.memory_requested.store(requested, Relaxed);
+        self.memory_plugged.store(plugged, Relaxed);
+    }
+
     pub(super) fn read(&self) -> vmm_control::Counters {
         let sum = |field: fn(&Exits) -> &AtomicU64| {
             (self.exits.iter()).fold(0, |sum: u64, exits| {
@@ -70,6 +80,8 @@ impl Counters {
             notifications: self.notifications.load(Relaxed),
             boot_to_run_us: self.boot_to_run_us.load(Relaxed),
             boot_to_dial_us: self.boot_to_dial_us.load(Relaxed),
+            memory_requested: self.memory_requested.load(Relaxed),
+            memory_plugged: self.memory_plugged.load(Relaxed),
         }
     }
 

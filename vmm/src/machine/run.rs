@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use vmm_control::{Channel, Event, ExitReason, ReceiveError, Request};
 
-use super::build::{self, Machine, SharedBalloon, SharedNic, SharedVsock};
+use super::build::{self, Machine, SharedBalloon, SharedMemory, SharedNic, SharedVsock};
 use super::counters::Counters;
 use super::vcpus::{Context, Vcpus};
 use crate::bus::{Bus, Slot};
@@ -47,6 +47,18 @@ pub(super) struct Reach {
     pub(super) vsock: SharedVsock,
     pub(super) nics: Vec<SharedNic>,
     pub(super) balloon: Option<SharedBalloon>,
+    pub(super) memory: Option<SharedMemory>,
+}
+
+impl Reach {
+    /// Notes how much memory is plugged, and should be.
+    fn note_memory(&self, counters: &Counters) {
+        if let Some(memory) = &self.memory {
+            let mut slot = memory.lock().unwrap_or_else(PoisonError::into_inner);
+            let device = slot.device();
+            counters.memory(device.requested(), device.plugged());
+        }
+    }
 }
 
 /// Runs the machine to its end. The vCPUs have left the guest when it returns.
@@ -116,6 +128,7 @@ pub(super) fn run(
         }
     };
     vcpus.stop();
+    reach.note_memory(counters);
     Ok(reason)
 }
 
@@ -146,6 +159,7 @@ pub(super) fn serve_control(
         match control.receive() {
             Ok((Request::Stop, _)) => return Some(ExitReason::Stopped),
             Ok((Request::Counters, _)) => {
+                reach.note_memory(counters);
                 // A shim that does not read its answers gets none.
                 let _ = control.send(&Event::Counters(counters.read()), &[]);
             }
@@ -162,6 +176,16 @@ pub(super) fn serve_control(
                     let mut slot = balloon.lock().unwrap_or_else(PoisonError::into_inner);
                     slot.device().set_target(mib);
                     slot.config_changed();
+                }
+            }
+            Ok((Request::Memory { mib }, _)) => {
+                if let Some(memory) = &reach.memory {
+                    let mut slot = memory.lock().unwrap_or_else(PoisonError::into_inner);
+                    match slot.device().request(mib) {
+                        Ok(()) => slot.config_changed(),
+                        // The guest goes on with what it has.
+                        Err(error) => report::warn(format_args!("make room for memory: {error}")),
+                    }
                 }
             }
             Ok((Request::Plug { nic }, fds)) => {

@@ -45,6 +45,7 @@ impl Headless {
             vsock: Arc::new(Mutex::new(Mmio::new(vsock, ram.clone()).unwrap())),
             nics: vec![Arc::new(Mutex::new(Mmio::new(net, ram).unwrap()))],
             balloon: Some(Arc::new(Mutex::new(balloon))),
+            memory: None,
         };
         Self {
             control,

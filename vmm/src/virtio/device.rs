@@ -18,6 +18,8 @@ pub enum DeviceId {
     Balloon = 5,
     /// Socket device, §5.10.
     Socket = 19,
+    /// Memory device, §5.15.
+    Memory = 24,
     /// File system device, §5.11.
     FileSystem = 26,
 }

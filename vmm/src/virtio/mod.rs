@@ -8,6 +8,7 @@ pub mod blk;
 pub mod device;
 pub mod fs;
 pub mod interrupt;
+pub mod mem;
 pub mod mmio;
 pub mod net;
 pub mod queue;

@@ -5,7 +5,8 @@
 //! 0x0a00_0000   GICv3: redistributors, 128 KiB each
 //! 0x0c00_0000   serial port, real-time clock, 4 KiB each
 //! 0x1000_0000   virtio devices, 4 KiB each
-//! 0x4000_0000   RAM: the device tree in its first 2 MiB, then the kernel
+//! 0x4000_0000   RAM: the device tree in its first 2 MiB, then the kernel; behind it, at a multiple of
+//!               1 GiB, what may be plugged
 //! ```
 //!
 //! Interrupts that are shared by all processors (SPIs) have their GSI's number (KVM's default
@@ -37,7 +38,7 @@ pub const DEVICE_BASE: u64 = 0x1000_0000;
 /// The console's interrupt.
 pub const SERIAL_GSI: u32 = 1;
 /// Interrupts of the virtio devices.
-pub const FIRST_DEVICE_GSI: u32 = 16;
+const FIRST_DEVICE_GSI: u32 = 16;
 /// How many virtio devices there can be: one for each interrupt.
 pub const MAX_DEVICES: usize = 64;
 /// All interrupts that the GIC has, the 32 included that each processor has for itself.
@@ -54,11 +55,28 @@ pub(super) const KERNEL: u64 = FDT + FDT_LEN;
 /// Above this the kernel finds no initial RAM file system: 32 GiB around its own image.
 pub(super) const INITRD_END: u64 = RAM + (32 << 30);
 
+/// What memory that may be plugged begins at a multiple of: any memory block of Linux, any large page.
+const HOTPLUG_ALIGNMENT: u64 = 1 << 30;
+
+/// The interrupts of the virtio devices, in their order.
+pub fn device_gsis() -> impl Iterator<Item = u32> {
+    (FIRST_DEVICE_GSI..).take(MAX_DEVICES)
+}
+
 /// The range that `bytes` of RAM lie at.
 #[must_use]
 pub fn ram_ranges(bytes: u64) -> Vec<(GuestAddress, usize)> {
     let length = usize::try_from(bytes).expect("64-bit host");
     vec![(GuestAddress(RAM), length)]
+}
+
+/// The range that `bytes` of memory that may be plugged lie at, above `ram` bytes of RAM; `None` when
+/// addresses end before it does.
+#[must_use]
+pub fn hotplug_range(ram: u64, bytes: u64) -> Option<(GuestAddress, usize)> {
+    let start = (RAM.checked_add(ram)?).checked_next_multiple_of(HOTPLUG_ALIGNMENT)?;
+    start.checked_add(bytes)?;
+    Some((GuestAddress(start), usize::try_from(bytes).ok()?))
 }
 
 #[cfg(test)]
@@ -96,10 +114,21 @@ mod tests {
     #[test]
     fn every_device_has_an_interrupt_of_its_own_that_the_gic_has() {
         const { assert!(SERIAL_GSI < FIRST_DEVICE_GSI) };
-        let last = FIRST_DEVICE_GSI as usize + MAX_DEVICES - 1;
-        assert!(last + 32 < INTERRUPTS as usize);
+        let last = device_gsis().last().unwrap();
+        assert!(last + 32 < INTERRUPTS);
+        assert_eq!(device_gsis().count(), MAX_DEVICES);
         // arm-vgic-v3.rst, KVM_DEV_ARM_VGIC_GRP_NR_IRQS.
         assert!((64..=1024).contains(&INTERRUPTS) && INTERRUPTS.is_multiple_of(32));
+    }
+
+    #[test]
+    fn what_may_be_plugged_lies_above_all_memory_and_on_a_boundary() {
+        for (ram, expected) in [(16 << 20, 2), (1 << 30, 2), (3 << 29, 3), (64 << 30, 65)] {
+            let (start, length) = hotplug_range(ram, 3 << 30).unwrap();
+            assert_eq!((start.0, length), (expected << 30, 3 << 30));
+        }
+        assert_eq!(hotplug_range(1 << 30, u64::MAX), None);
+        assert_eq!(hotplug_range(u64::MAX, 1), None);
     }
 
     #[test]

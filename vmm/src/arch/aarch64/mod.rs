@@ -12,6 +12,8 @@ mod setup;
 pub use fdt::FdtError;
 pub use gic::Gic;
 pub use kernel::{Kernel, KernelError, initrd_address, load_kernel};
-pub use layout::{DEVICE_BASE, FIRST_DEVICE_GSI, MAX_DEVICES, MAX_VCPUS, SERIAL_GSI, ram_ranges};
+pub use layout::{
+    DEVICE_BASE, MAX_DEVICES, MAX_VCPUS, SERIAL_GSI, device_gsis, hotplug_range, ram_ranges,
+};
 #[cfg(target_arch = "aarch64")]
 pub use setup::*;

@@ -7,7 +7,7 @@
 //! 0xd000_0000   virtio devices, 4 KiB each
 //! 0xfec0_0000   IOAPIC, local APICs at 0xfee0_0000 (KVM)
 //! 0xfffb_c000   identity map, task state segment (KVM on older Intel processors)
-//! 0x1_0000_0000 the rest of RAM
+//! 0x1_0000_0000 the rest of RAM, and behind it, at a multiple of 1 GiB, what may be plugged
 //! ```
 
 use vm_memory::GuestAddress;
@@ -18,13 +18,15 @@ pub const MAX_VCPUS: u8 = 254;
 /// Registers of the virtio devices.
 pub const DEVICE_BASE: u64 = 0xd000_0000;
 
-/// Interrupts of the virtio devices: the IOAPIC's inputs after the old PC devices'.
-pub const FIRST_DEVICE_GSI: u32 = 5;
+/// Interrupts of the virtio devices: the IOAPIC's inputs after the old PC devices', and those of two
+/// that this PC does not have, the keyboard and the second serial port.
+const FIRST_DEVICE_GSI: u32 = 5;
+const SPARE_GSIS: [u32; 2] = [1, 3];
 /// The IOAPIC's last input.
 pub(super) const LAST_DEVICE_GSI: u32 = 23;
 
 /// How many of them there can be: one for each interrupt.
-pub const MAX_DEVICES: usize = (LAST_DEVICE_GSI - FIRST_DEVICE_GSI + 1) as usize;
+pub const MAX_DEVICES: usize = (LAST_DEVICE_GSI - FIRST_DEVICE_GSI + 1) as usize + SPARE_GSIS.len();
 
 /// `struct hvm_start_info`.
 pub(super) const START_INFO: u64 = 0x6000;
@@ -52,6 +54,14 @@ pub(super) const LOCAL_APIC: u32 = 0xfee0_0000;
 const GAP_START: u64 = DEVICE_BASE;
 const GAP_END: u64 = 1 << 32;
 
+/// What memory that may be plugged begins at a multiple of: any memory block of Linux, any large page.
+const HOTPLUG_ALIGNMENT: u64 = 1 << 30;
+
+/// The interrupts of the virtio devices, in their order.
+pub fn device_gsis() -> impl Iterator<Item = u32> {
+    (FIRST_DEVICE_GSI..=LAST_DEVICE_GSI).chain(SPARE_GSIS)
+}
+
 /// The ranges that `bytes` of RAM lie at: below the gap, and above 4 GiB what has no room there.
 #[must_use]
 pub fn ram_ranges(bytes: u64) -> Vec<(GuestAddress, usize)> {
@@ -64,9 +74,43 @@ pub fn ram_ranges(bytes: u64) -> Vec<(GuestAddress, usize)> {
     }
 }
 
+/// The range that `bytes` of memory that may be plugged lie at, above `ram` bytes of RAM; `None` when
+/// addresses end before it does.
+#[must_use]
+pub fn hotplug_range(ram: u64, bytes: u64) -> Option<(GuestAddress, usize)> {
+    let above = GAP_END.checked_add(ram.saturating_sub(GAP_START))?;
+    let start = above.checked_next_multiple_of(HOTPLUG_ALIGNMENT)?;
+    start.checked_add(bytes)?;
+    Some((GuestAddress(start), usize::try_from(bytes).ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_be_plugged_lies_above_all_memory_and_on_a_boundary() {
+        for ram in [1 << 20, GAP_START, GAP_START + 4096, 64 << 30] {
+            let (start, length) = hotplug_range(ram, 3 << 30).unwrap();
+            let (last, bytes) = ram_ranges(ram).pop().unwrap();
+            assert!(start.0 >= last.0 + bytes as u64 && start.0 >= GAP_END);
+            assert_eq!((start.0 % HOTPLUG_ALIGNMENT, length), (0, 3 << 30));
+        }
+        assert_eq!(hotplug_range(1 << 30, u64::MAX), None);
+        assert_eq!(hotplug_range(u64::MAX, 1), None);
+    }
+
+    #[test]
+    fn no_two_devices_share_an_interrupt() {
+        let gsis: std::collections::HashSet<u32> = device_gsis().collect();
+        assert_eq!(
+            (gsis.len(), device_gsis().count()),
+            (MAX_DEVICES, MAX_DEVICES)
+        );
+        assert!(gsis.iter().all(|&gsi| gsi <= LAST_DEVICE_GSI));
+        // The timer's, the cascade's and the serial port's.
+        assert!([0, 2, 4].iter().all(|gsi| !gsis.contains(gsi)));
+    }
 
     #[test]
     fn memory_leaves_the_gap_free_and_none_is_lost() {

@@ -72,6 +72,8 @@ pub struct Mmio<D> {
     driver_features: u64,
     driver_features_select: u32,
     queue_select: u32,
+    /// Counts what the host's side has changed in the configuration space.
+    generation: u32,
 }
 
 impl<D: Device> Mmio<D> {
@@ -100,6 +102,7 @@ impl<D: Device> Mmio<D> {
             driver_features: 0,
             driver_features_select: 0,
             queue_select: 0,
+            generation: 0,
         })
     }
 
@@ -109,7 +112,8 @@ impl<D: Device> Mmio<D> {
     }
 
     /// Tells the driver that the device's configuration has changed.
-    pub fn config_changed(&self) {
+    pub fn config_changed(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
         if self.status.is_live() {
             self.interrupt.config_changed();
         }
@@ -154,9 +158,9 @@ impl<D: Device> Mmio<D> {
             STATUS => self.status.bits(),
             // A length of all ones: there is no such shared memory region (§4.2.2).
             SHM_LEN_LOW | SHM_LEN_HIGH => u32::MAX,
-            // What changes while a device is live is one field, which is read at once (a balloon's
-            // target): there are no two states to mix (§2.5.2).
-            CONFIG_GENERATION => 0,
+            // A driver that reads a field in parts, or several, reads until this has not changed
+            // meanwhile (§2.5.2).
+            CONFIG_GENERATION => self.generation,
             _ => 0,
         }
     }

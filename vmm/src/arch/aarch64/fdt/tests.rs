@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::arch::aarch64::{DEVICE_BASE, FIRST_DEVICE_GSI, MAX_DEVICES, MAX_VCPUS, ram_ranges};
+use crate::arch::aarch64::{DEVICE_BASE, MAX_DEVICES, MAX_VCPUS, device_gsis, ram_ranges};
 use crate::memory;
 
 /// Properties by path, the nodes in their order, and who is called by a handle.
@@ -80,7 +80,7 @@ impl Tree {
 }
 
 fn devices(count: usize) -> Vec<(u64, u32)> {
-    let places = (DEVICE_BASE..).step_by(0x1000).zip(FIRST_DEVICE_GSI..);
+    let places = (DEVICE_BASE..).step_by(0x1000).zip(device_gsis());
     places.take(count).collect()
 }
 
