@@ -20,6 +20,15 @@ use crate::sys;
 /// Open files of the agent, and the limit that containers start with unless they are given one.
 const MAX_OPEN_FILES: u64 = 1 << 20;
 
+/// What the kernel derives from the memory that it boots with, as a host has it that is large: memory
+/// grows with what is used of it, and a program that asks for gigabytes at once may get them. Each costs
+/// nothing, and what is used of it counts as the memory of whoever uses it.
+const SIZES: [(&str, &str); 3] = [
+    ("vm/overcommit_memory", "1"),
+    ("kernel/threads-max", "1048576"),
+    ("fs/file-max", "9223372036854775807"),
+];
+
 /// Why the system is not ready.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
@@ -145,6 +154,9 @@ pub fn prepare() -> Result<Namespace, BootError> {
         maximum: Some(MAX_OPEN_FILES),
     };
     setrlimit(Resource::Nofile, limit).map_err(|errno| BootError::OpenFiles(errno.into()))?;
+    for (file, value) in SIZES {
+        write(Path::new("/proc/sys").join(file), value)?;
+    }
     Ok(cards)
 }
 

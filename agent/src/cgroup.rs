@@ -166,11 +166,30 @@ impl Cgroup {
     }
 
     /// Watches for processes that the kernel kills for memory.
-    pub fn oom_watch(&self) -> OomWatch {
-        OomWatch {
-            file: self.directory.join("memory.events"),
+    pub fn oom_watch(&self) -> CountWatch {
+        self.watch("memory.events", "oom_kill")
+    }
+
+    /// Watches for its own use of more memory than [`Cgroup::set_high`] has it.
+    pub fn high_watch(&self) -> CountWatch {
+        self.watch("memory.events.local", "high")
+    }
+
+    fn watch(&self, file: &'static str, key: &'static str) -> CountWatch {
+        CountWatch {
+            file: self.directory.join(file),
+            key,
             seen: AtomicU64::new(0),
         }
+    }
+
+    /// Makes its processes wait where they use more memory than `bytes`, or `max`. Returns only when
+    /// the kernel has reclaimed what is in use beyond that, as far as it can.
+    ///
+    /// # Errors
+    /// `File`.
+    pub fn set_high(&self, bytes: &str) -> Result<(), CgroupError> {
+        self.write("memory.high", bytes)
     }
 
     /// Its directories, parents before children.
@@ -219,31 +238,32 @@ impl Cgroup {
     }
 }
 
-/// Counts the processes of one cgroup that the kernel killed for memory.
+/// What the kernel counts of one cgroup, such as the processes that it killed for memory.
 #[derive(Debug)]
-pub struct OomWatch {
+pub struct CountWatch {
     file: PathBuf,
-    /// Kills that have been told. One thread uses it, so every ordering will do.
+    key: &'static str,
+    /// How many have been told. One thread uses it, so every ordering will do.
     seen: AtomicU64,
 }
 
-impl OomWatch {
-    /// Whether there were kills since this was last asked.
-    pub fn new_kills(&self) -> bool {
+impl CountWatch {
+    /// Whether there were more since this was last asked.
+    pub fn is_new(&self) -> bool {
         fs::read_to_string(&self.file).is_ok_and(|events| self.are_new(&events))
     }
 
-    /// Completes when there are kills that nobody has been told of.
+    /// Completes when there are some that nobody has been told of.
     ///
     /// # Errors
     /// What reading or watching the file says, e.g. `ENODEV` once the cgroup is removed.
-    pub async fn killed(&self) -> io::Result<()> {
+    pub async fn happened(&self) -> io::Result<()> {
         wait_for(&self.file, |events| self.are_new(events)).await
     }
 
     fn are_new(&self, events: &str) -> bool {
-        let kills = value_of(events, "oom_kill").unwrap_or(0);
-        self.seen.swap(kills, Ordering::Relaxed) < kills
+        let count = value_of(events, self.key).unwrap_or(0);
+        self.seen.swap(count, Ordering::Relaxed) < count
     }
 }
 
@@ -263,7 +283,7 @@ async fn wait_for(path: &Path, wanted: impl Fn(&str) -> bool) -> io::Result<()> 
 }
 
 /// The number in the line `key number` of a flat keyed file.
-fn value_of(text: &str, key: &str) -> Option<u64> {
+pub fn value_of(text: &str, key: &str) -> Option<u64> {
     let mut pairs = text.lines().filter_map(|line| line.split_once(' '));
     pairs.find_map(|(name, value)| (name == key).then(|| value.trim().parse().ok())?)
 }
@@ -313,7 +333,7 @@ mod tests {
 
         let told = [0, 1, 1, 3].map(|kills| {
             fs::write(&file, memory_events(kills)).unwrap();
-            watch.new_kills()
+            watch.is_new()
         });
 
         assert_eq!(told, [false, true, false, true]);

@@ -22,6 +22,7 @@ pub mod events;
 pub mod forward;
 pub mod host;
 pub mod logging;
+pub mod memory;
 pub mod names;
 pub mod network;
 pub mod operation;
@@ -47,6 +48,7 @@ use crate::connection::Connection;
 use crate::container::Containers;
 use crate::events::Events;
 use crate::host::Host;
+use crate::memory::Grants;
 use crate::network::{Namespace, Networks};
 use crate::reaper::Reaper;
 use crate::server::Service;
@@ -81,12 +83,15 @@ where
     let reaper = Reaper::start().map_err(ServeError::Reaper)?;
     let events = Arc::new(Events::default());
     let stopped = Arc::new(Notify::new());
+    let grants = Arc::new(Grants::default());
+    tokio::spawn(memory::manage(Arc::clone(&events), Arc::clone(&grants)));
     let service = Service {
         host,
         containers: Containers::new(host, reaper, Arc::clone(&events)),
         shares: Arc::new(Shares::default()),
         networks: Arc::new(Networks::new(cards)),
         events,
+        grants,
         stopped: Arc::clone(&stopped),
     };
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use agent_protocol::{
     Agent, ContainerId, CreateRequest, CreateResponse, Empty, Event, ExecRequest, ForwardRequest,
-    HelloRequest, HelloResponse, NetworkId, NetworkRequest, PROTOCOL_VERSION, PidsResponse,
-    Process, ProcessId, ResizeRequest, ResolveRequest, SignalRequest, StartResponse, StatsResponse,
-    Stdio, UpdateRequest,
+    HelloRequest, HelloResponse, MemoryGrant, NetworkId, NetworkRequest, PROTOCOL_VERSION,
+    PidsResponse, Process, ProcessId, ResizeRequest, ResolveRequest, SignalRequest, StartResponse,
+    StatsResponse, Stdio, UpdateRequest,
 };
 use async_trait::async_trait;
 use tokio::sync::Notify;
@@ -24,6 +24,7 @@ use crate::error_chain;
 use crate::events::Events;
 use crate::forward::{self, ForwardError, Protocol};
 use crate::host::Host;
+use crate::memory::Grants;
 use crate::names;
 use crate::network::Networks;
 use crate::shares::Shares;
@@ -42,6 +43,8 @@ pub struct Service {
     pub networks: Arc<Networks>,
     /// What happened.
     pub events: Arc<Events>,
+    /// How much memory the machine may have.
+    pub grants: Arc<Grants>,
     /// Told once everything is stopped.
     pub stopped: Arc<Notify>,
 }
@@ -214,6 +217,11 @@ impl Agent for Service {
             Ok(()) => Ok(Empty::default()),
             Err(error) => Err(internal(error)),
         }
+    }
+
+    async fn grant(&self, _: &TtrpcContext, req: MemoryGrant) -> ttrpc::Result<Empty> {
+        self.grants.grant(req.mib);
+        Ok(Empty::default())
     }
 
     async fn events(

@@ -31,8 +31,10 @@ pub struct Config {
     pub state: PathBuf,
     /// vCPUs of a machine, 1 to 64.
     pub vcpus: u8,
-    /// Memory of a machine in MiB. A container with a higher limit gets a larger machine.
+    /// Memory that a machine boots with, in MiB.
     pub memory_mib: u32,
+    /// The most memory that it grows to, in MiB; what the host has, unless it is named.
+    pub memory_max_mib: Option<u32>,
     /// Writes what the guest's kernel says to `console.log` in the sandbox's state, and slows it
     /// down.
     pub debug_console: bool,
@@ -95,6 +97,7 @@ impl Default for Config {
             state: "/run/hull".into(),
             vcpus: 1,
             memory_mib: 512,
+            memory_max_mib: None,
             debug_console: false,
             host_pid: HostPid::default(),
             jail: Jail::default(),
@@ -154,6 +157,15 @@ impl Config {
                 config.memory_mib
             )));
         }
+        if let Some(most) = config
+            .memory_max_mib
+            .filter(|&most| most < config.memory_mib)
+        {
+            return Err(invalid(format!(
+                "memory_max_mib is {most}, less than memory_mib, {}",
+                config.memory_mib
+            )));
+        }
         let users = config.jail.users();
         // The last two numbers mean "no user" to the kernel.
         if users.start == 0 || users.is_empty() || users.end > u32::MAX - 1 {
@@ -202,6 +214,7 @@ mod tests {
             ("vcpus = 0", "vcpus is 0"),
             ("vcpus = 65", "vcpus is 65"),
             ("memory_mib = 64", "memory_mib is 64"),
+            ("memory_max_mib = 511", "memory_max_mib is 511"),
             ("vcpus = \"two\"", "config.toml"),
             ("jail.first_uid = 0", "jail.first_uid"),
             ("jail.uids = 0", "jail.uids"),

@@ -23,6 +23,7 @@ pub mod grouping;
 pub mod hooks;
 pub mod idmap;
 pub mod log_lines;
+pub mod memory;
 pub mod mount_points;
 pub mod network;
 pub mod oci;

@@ -92,6 +92,14 @@ impl Control {
         self.0.send(&Request::Plug { nic }, &[tap.as_fd()])
     }
 
+    /// Asks for `mib` MiB of memory to be plugged.
+    ///
+    /// # Errors
+    /// When the VMM is gone.
+    pub fn set_memory(&self, mib: u32) -> Result<(), SendError> {
+        self.0.send(&Request::Memory { mib }, &[])
+    }
+
     /// Asks the VMM to end the machine. One that is gone has done so.
     pub fn stop(&self) {
         let _ = self.0.send(&Request::Stop, &[]);

@@ -16,6 +16,8 @@ mod hooks;
 mod jail;
 /// Containers that stay: exec, look inside, signal, remove.
 mod lifecycle;
+/// Memory that grows with what is used of it.
+mod memory;
 /// The network of a namespace given by its path.
 mod network;
 /// The OCI runtime specification, demand by demand.

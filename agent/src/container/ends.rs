@@ -9,7 +9,7 @@ use agent_protocol::{Event, Exit as ExitEvent, Oom, ProcessId, event};
 use super::error::ContainerError;
 use super::state::{Container, Process};
 use super::{Containers, PATIENCE};
-use crate::cgroup::OomWatch;
+use crate::cgroup::CountWatch;
 use crate::error_chain;
 use crate::reaper::Exit;
 
@@ -41,7 +41,7 @@ impl Containers {
             {
                 log::error!("container {:?}: {}", id.container_id, error_chain(&error));
             }
-            Ok(container.oom.new_kills())
+            Ok(container.oom.is_new())
         });
         if killed_for_memory.unwrap_or(false) {
             self.publish_oom(&id.container_id);
@@ -50,9 +50,9 @@ impl Containers {
         self.inner.events.publish(exit_event(id, pid, exit));
     }
 
-    pub(super) async fn tell_ooms(self, container_id: String, watch: Arc<OomWatch>) {
+    pub(super) async fn tell_ooms(self, container_id: String, watch: Arc<CountWatch>) {
         loop {
-            match watch.killed().await {
+            match watch.happened().await {
                 Ok(()) => self.publish_oom(&container_id),
                 Err(error) => {
                     return log::debug!("memory events of container {container_id:?}: {error}");

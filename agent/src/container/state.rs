@@ -11,7 +11,7 @@ use super::error::ContainerError;
 use super::plan;
 use super::process_plan::{Confinement, ExecPlan};
 use super::volumes::Held;
-use crate::cgroup::{Cgroup, OomWatch};
+use crate::cgroup::{Cgroup, CountWatch};
 use crate::stdio::{Ports, Terminal};
 
 /// One container: its init, and what belongs to it.
@@ -20,7 +20,7 @@ pub(super) struct Container {
     pub(super) execs: HashMap<String, Process>,
     pub(super) paused: bool,
     pub(super) cgroup: Cgroup,
-    pub(super) oom: Arc<OomWatch>,
+    pub(super) oom: Arc<CountWatch>,
     pub(super) oom_task: Option<AbortHandle>,
     pub(super) confinement: Confinement,
     _volumes: Held,

@@ -293,7 +293,8 @@ fn an_added_process_loses_its_labels_and_has_the_requests_terminal() {
 
 #[test]
 fn objects_of_requests_are_checked() {
-    assert!(check_resources(b"{ \"memory\": { \"limit\": 4096 } }").is_ok());
+    let (_, limit) = check_resources(b"{ \"memory\": { \"limit\": 4096 } }").unwrap();
+    assert_eq!(limit, Some(4096));
     assert!(check_resources(b"{ \"memory\": 7 }").is_err());
     assert!(translate_process(b"", false).is_err());
 }

@@ -20,6 +20,7 @@ use crate::container::{Container, Process};
 use crate::error::{TaskError, chain};
 use crate::events::TaskEvent;
 use crate::hooks::Subject;
+use crate::memory::Sizes;
 use crate::network::Network;
 use crate::port_forward::Bound;
 use crate::rootfs;
@@ -29,9 +30,6 @@ use crate::spawn::Place;
 use crate::stand_ins::StandIns;
 use crate::state_dir::StateDir;
 use crate::stdio::{Owner, Paths};
-
-/// Memory of the machine beyond the container's limit, for the guest's kernel and agent.
-const OVERHEAD_MIB: u64 = 128;
 
 impl Runtime {
     /// Creates a container, in the machine that runs or in a new one; returns its pid.
@@ -125,11 +123,13 @@ impl Runtime {
             bundle::Network::Own(path) => path.as_deref(),
             bundle::Network::Machine | bundle::Network::Of(_) => None,
         };
+        let mut memory = Sizes::new(config.memory_mib, config.memory_max_mib);
+        memory.limit(&request.id, wanted.memory_limit);
         let plan = Plan {
             config: &config,
             state,
             share,
-            memory_mib: memory_mib(config.memory_mib, wanted.memory_limit),
+            memory,
             disks,
             network,
         };
@@ -183,6 +183,7 @@ impl Runtime {
             let noted = sandbox.state.note_member(&request.id);
             noted.map_err(|e| TaskError::failed(&e))?;
             wanted.show(request, &sandbox.share)?;
+            sandbox.memory.limit(&request.id, wanted.memory_limit);
             let network = &wanted.guest.network;
             let host_side = stand_in_beside(sandbox, &request.id, network, others).await?;
             let container = self.create_in(sandbox, request, wanted, &host_side.0);
@@ -198,6 +199,7 @@ impl Runtime {
                     warn!("clean up after a failed create: {}", chain(&e));
                 }
                 sandbox.state.forget_member(&request.id);
+                sandbox.memory.forget(&request.id);
                 Err(error)
             }
         }
@@ -375,27 +377,6 @@ fn memory_limit(spec: &Spec) -> Option<i64> {
         .and_then(|linux| linux.resources().as_ref())
         .and_then(|resources| resources.memory().as_ref())
         .and_then(oci_spec::runtime::LinuxMemory::limit)
-}
-
-/// Memory of the machine: enough for the container's limit, and the configured size otherwise.
-fn memory_mib(configured: u32, limit: Option<i64>) -> u32 {
-    let wanted = match limit.map(u64::try_from) {
-        Some(Ok(bytes)) => (bytes >> 20).saturating_add(OVERHEAD_MIB),
-        _ => 0,
-    };
-    // More than the host has is of no use: a limit may be any number.
-    let host = host_memory_mib().unwrap_or(u64::from(u32::MAX));
-    u32::try_from(wanted.min(host))
-        .unwrap_or(u32::MAX)
-        .max(configured)
-}
-
-fn host_memory_mib() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let mut lines = info.lines();
-    let total = lines.find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = total.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kib >> 10)
 }
 
 /// Where the snapshotter's mounts are to be, if it gives any.

@@ -62,6 +62,11 @@ impl Runtime {
                         }));
                     }
                 }
+                Some(agent::event::What::MemoryWanted(wanted)) => {
+                    if let Ok(machine) = self.members().sandbox() {
+                        machine.memory.wanted(wanted.mib);
+                    }
+                }
                 _ => {}
             }
         }

@@ -295,13 +295,18 @@ impl Runtime {
     /// When it is over, or the kernel refuses.
     pub async fn update(&self, id: &str, resources: &[u8]) -> Result<()> {
         let (_, agent) = self.live(id, "")?;
+        let (resources, memory_limit) =
+            bundle::check_resources(resources).map_err(|e| TaskError::Invalid(chain(&e)))?;
         let request = agent::UpdateRequest {
             container_id: id.to_owned(),
-            resources: bundle::check_resources(resources)
-                .map_err(|e| TaskError::Invalid(chain(&e)))?,
+            resources,
             ..Default::default()
         };
         agent.update(patience(), &request).await?;
+        if memory_limit.is_some() {
+            let members = self.members();
+            members.sandbox()?.memory.limit(id, memory_limit);
+        }
         Ok(())
     }
 

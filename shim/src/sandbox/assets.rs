@@ -9,10 +9,11 @@ use crate::config::Config;
 use crate::state_dir::{StateDir, StateError};
 
 /// Kernel words that every guest is given (kernel-parameters.txt): where the root is; that a panic
-/// resets and a reset ends the machine; and what a guest without firmware need not test or wait for.
+/// resets and a reset ends the machine; what a guest without firmware need not test or wait for; and that
+/// memory is used as soon as it is plugged, for anything.
 pub const CMDLINE: &str = "root=/dev/vda ro rootfstype=erofs init=/sbin/hull-agent quiet reboot=k \
     panic=-1 tsc=reliable no_timer_check random.trust_cpu=on cryptomgr.notests \
-    rcupdate.rcu_expedited=1";
+    rcupdate.rcu_expedited=1 memhp_default_state=online";
 
 /// Why a machine cannot be made.
 #[derive(Debug, thiserror::Error)]

@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::error::chain;
 use crate::fs_daemon::{self, FsDaemonError};
 use crate::log_lines::{self, LastLine};
+use crate::memory::{Memory, Sizes};
 use crate::network::{self, Cards, Network, NetworkError};
 use crate::ports::{Expected, Ports};
 use crate::share::Share;
@@ -94,8 +95,8 @@ pub struct Plan<'a> {
     pub state: StateDir,
     /// What the guest is shown, in place.
     pub share: Share,
-    /// Memory of the machine.
-    pub memory_mib: u32,
+    /// Its memory.
+    pub memory: Sizes,
     /// Its disks but for the guest's image.
     pub disks: Vec<Disk<OwnedFd>>,
     /// The network namespace to be in; a new one without.
@@ -116,10 +117,13 @@ impl Sandbox {
             vmm: None,
         };
         let booted = booting
-            .boot(plan.config, plan.memory_mib, plan.disks, plan.network)
+            .boot(plan.config, &plan.memory, plan.disks, plan.network)
             .await;
         match booted {
-            Ok((agent, cards, network)) => Ok(booting.finish(plan.share, agent, cards, network)),
+            Ok((agent, cards, network)) => {
+                let (share, memory) = (plan.share, plan.memory);
+                Ok(booting.finish(share, memory, agent, cards, network))
+            }
             Err(error) => {
                 booting.undo().await;
                 Err(error)
@@ -141,7 +145,7 @@ impl Booting {
     async fn boot(
         &mut self,
         config: &Config,
-        memory_mib: u32,
+        memory: &Sizes,
         volumes: Vec<Disk<OwnedFd>>,
         network: Option<&Path>,
     ) -> Result<(AgentClient, Cards, Network), BootError> {
@@ -178,7 +182,7 @@ impl Booting {
             initrd: None,
             cmdline: assets::cmdline(config.debug_console),
             vcpus: config.vcpus,
-            memory_mib,
+            memory_mib: config.memory_mib,
             serial,
             disks,
             nics: network::cards(),
@@ -186,10 +190,14 @@ impl Booting {
                 daemon: connection,
                 tag: SHARE_TAG.into(),
             }],
-            balloon: false,
-            hotplug_mib: 0,
+            balloon: true,
+            hotplug_mib: memory.pluggable(),
             entropy_limit: RateLimit::default(),
         })?;
+        // The guest plugs it while it boots.
+        control
+            .set_memory(memory.target())
+            .map_err(VmmError::Boot)?;
 
         let (ports, gone) = (Arc::clone(&self.ports), self.gone.clone());
         tokio::spawn(async move { gone.tell(serve(events, &ports, vmm_ended).await) });
@@ -268,8 +276,16 @@ impl Booting {
         reason
     }
 
-    fn finish(self, share: Share, agent: AgentClient, cards: Cards, network: Network) -> Sandbox {
+    fn finish(
+        self,
+        share: Share,
+        sizes: Sizes,
+        agent: AgentClient,
+        cards: Cards,
+        network: Network,
+    ) -> Sandbox {
         let (vmm, control) = self.vmm.expect("booted, so started");
+        let memory = Memory::of(sizes, control.clone(), agent.clone());
         Sandbox {
             state: self.state,
             share,
@@ -280,6 +296,7 @@ impl Booting {
             ports: self.ports,
             agent,
             cards,
+            memory,
             network,
         }
     }

@@ -19,6 +19,9 @@ use agent_protocol::AgentClient;
 pub use assets::{AssetError, CMDLINE};
 pub use boot::{BootError, Plan};
 
+use crate::memory::Memory;
+#[cfg(test)]
+use crate::memory::Sizes;
 use crate::network::{Cards, Network};
 use crate::ports::Ports;
 use crate::share::Share;
@@ -43,6 +46,8 @@ pub struct Sandbox {
     pub agent: AgentClient,
     /// Its network cards.
     pub cards: Cards,
+    /// Its memory.
+    pub memory: Memory,
     /// The network that the VMM is in: that of its first container.
     pub network: Network,
 }
@@ -66,6 +71,8 @@ impl Sandbox {
         let ports: Arc<Ports> = Arc::default();
         let cards = Cards::new(control.clone(), agent.clone(), Arc::clone(&ports));
         let network = cards.network_of(vmm.pid).expect("the process lives");
+        let sizes = Sizes::new(512, Some(4096));
+        let memory = Memory::of(sizes, control.clone(), agent.clone());
         Self {
             share: Share::at(&state),
             state,
@@ -76,6 +83,7 @@ impl Sandbox {
             ports,
             agent,
             cards,
+            memory,
             network,
         }
     }
