@@ -103,8 +103,8 @@ impl Growth {
     /// Where the containers are to be stopped, in bytes.
     pub(super) fn bound(&self, now: Look) -> Option<u64> {
         match self.state {
-            State::Settled => now.bound(false),
-            State::Growing { .. } => now.bound(true),
+            State::Settled => Some(now.bound(false)),
+            State::Growing { .. } => Some(now.bound(true)),
             State::Spent => None,
         }
     }

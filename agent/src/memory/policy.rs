@@ -27,6 +27,9 @@ pub(super) const BLOCK: u64 = 128 * MIB;
 /// Reading so much again, between two looks, is what more memory would have saved.
 const THRASHING: u64 = 4 * MIB;
 
+/// How much containers that are over both bounds may add until the next look.
+const BEYOND: u64 = 16 * MIB;
+
 impl Look {
     /// Where the containers have to wait until there is more: the rest is the kernel's own, and a
     /// 64th of what is plugged next describes it.
@@ -47,12 +50,13 @@ impl Look {
         self.used >= self.soft() && (thrashing || kept > self.soft() / 2)
     }
 
-    /// Where the containers should be stopped, of those bounds that they have not reached: reclaim to
-    /// below one would keep the agent waiting. Without a bound it is the kernel that kills.
-    pub(super) fn bound(self, growing: bool) -> Option<u64> {
+    /// Where the containers should be stopped: the first of those bounds that they have not reached,
+    /// since reclaim to below one would keep the agent waiting; beyond both a little above what they
+    /// use, so that the kernel still tells when they use more.
+    pub(super) fn bound(self, growing: bool) -> u64 {
         let bounds = [(!growing).then(|| self.soft()), Some(self.hard())];
-        let free = |bound: &u64| self.used < *bound;
-        bounds.into_iter().flatten().find(free)
+        let mut free = bounds.into_iter().flatten().filter(|&at| self.used < at);
+        free.next().unwrap_or(self.used + BEYOND)
     }
 
     /// How much more to ask for: half as much again, so that few steps reach any size.
@@ -117,10 +121,10 @@ mod tests {
     fn a_bound_is_never_set_below_what_is_in_use() {
         let (soft, hard) = (look(GIB, 0, 0).soft(), look(GIB, 0, 0).hard());
         for (used, settled, growing) in [
-            (0, Some(soft), Some(hard)),
-            (soft, Some(hard), Some(hard)),
-            (hard, None, None),
-            (2 * GIB, None, None),
+            (0, soft, hard),
+            (soft, hard, hard),
+            (hard, hard + BEYOND, hard + BEYOND),
+            (2 * GIB, 2 * GIB + BEYOND, 2 * GIB + BEYOND),
         ] {
             let look = look(GIB, used, 0);
             assert_eq!((look.bound(false), look.bound(true)), (settled, growing));
