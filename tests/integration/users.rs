@@ -45,6 +45,21 @@ fn streams_terminal_and_exec_work_in_a_user_namespace() {
 }
 
 #[test]
+fn a_privileged_container_may_have_a_user_namespace() {
+    let host = Host::take();
+    let script = "id -u; readlink /dev/ptmx; head -c 3 /dev/urandom | wc -c; echo x >/dev/null; \
+        grep -c ^CapEff.*1ffffffffff /proc/self/status";
+
+    let privileged = mapped(&host, "privileged").options(&["--privileged"]);
+    let run = privileged.run_on_terminal(&["sh", "-c", script]);
+
+    // The terminal shows the end of the input, too.
+    let shown = run.output().trim_start_matches("^@");
+    let words: Vec<&str> = shown.split_whitespace().collect();
+    assert_eq!(words, ["0", "pts/ptmx", "3", "1"], "{run:#?}");
+}
+
+#[test]
 fn files_made_in_a_user_namespace_belong_to_the_mapped_user() {
     let host = Host::take();
     let volume = tempfile::tempdir_in("/run").unwrap();

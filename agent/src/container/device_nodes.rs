@@ -65,7 +65,11 @@ pub struct DeviceNode {
     owner: (Uid, Gid),
 }
 
-/// Takes the devices outside `/dev` out of a configuration.
+/// The multiplexer of the container's own pseudo-terminals, which is a link into its devpts, as with
+/// runc: no other node is made there.
+const MULTIPLEXER: &str = "/dev/ptmx";
+
+/// Takes the devices outside `/dev` out of a configuration, and the one that every container has.
 ///
 /// # Errors
 /// `Path`, `Covered`, `Number`, `Owner`.
@@ -74,7 +78,8 @@ pub fn take(
     mounts: &[Mount],
     id_maps: Option<&IdMaps>,
 ) -> Result<Vec<DeviceNode>, DeviceNodeError> {
-    let all = linux.devices().clone().unwrap_or_default();
+    let mut all = linux.devices().clone().unwrap_or_default();
+    all.retain(|device| device.path() != Path::new(MULTIPLEXER));
     let (kept, elsewhere): (Vec<_>, Vec<_>) = all
         .into_iter()
         .partition(|device| device.path().starts_with("/dev"));
@@ -206,7 +211,8 @@ mod tests {
 
     fn taken(device: &Value, mounts: &Value) -> Result<Vec<DeviceNode>, DeviceNodeError> {
         let in_dev = json!({ "path": "/dev/fuse", "type": "c", "major": 10, "minor": 229 });
-        let linux = json!({ "devices": [in_dev, device] });
+        let ptmx = json!({ "path": "/dev/ptmx", "type": "c", "major": 5, "minor": 2 });
+        let linux = json!({ "devices": [in_dev, ptmx, device] });
         let mut linux: Linux = serde_json::from_value(linux).unwrap();
         let mounts: Vec<Mount> = serde_json::from_value(mounts.clone()).unwrap();
         let nodes = take(&mut linux, &mounts, None);
