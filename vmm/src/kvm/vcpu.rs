@@ -56,7 +56,7 @@ pub enum Exit<'a> {
     PowerOff,
     /// A signal arrived, or the vCPU was told to leave. Nothing happened to the guest.
     Interrupted,
-    /// KVM gave up on it; [`Runner::diagnose`] says why.
+    /// KVM gave up on it; [`Runner::diagnose`] says why, [`Runner::may_go_on`] whether for ever.
     InternalError,
     /// It cannot go on; the text says why.
     Unexpected(String),
@@ -141,6 +141,17 @@ impl Runner {
             Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => Exit::Interrupted,
             Err(e) => Exit::Unexpected(format!("KVM_RUN: {e}")),
         }
+    }
+
+    /// Whether the guest is as it was before the last exit, which was an [`Exit::InternalError`], so that it may
+    /// run again. KVM could not emulate an instruction: it fetches it through the guest's page tables, in which
+    /// another vCPU may just have taken the page away, and this one's processor still had the translation. The
+    /// guest's next try faults as it should. Hosts whose processors do not tell where the next instruction begins
+    /// (AMD without NRIPS) do so even for what needs no more than to be stepped over.
+    #[must_use]
+    pub fn may_go_on(&mut self) -> bool {
+        let (suberror, _) = internal_error(self.vcpu.fd.get_kvm_run());
+        suberror == KVM_INTERNAL_ERROR_EMULATION
     }
 
     /// Describes the last exit, which was an [`Exit::InternalError`], with where the guest was: the

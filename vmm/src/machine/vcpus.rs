@@ -23,6 +23,10 @@ use crate::jail::{Filters, Thread};
 use crate::kvm::{Exit, Kicker, Runner, Vcpu, kicker};
 use crate::legacy::{Ports, Reset};
 
+/// How often in succession a vCPU is let try again what KVM could not emulate. What is no accident fails
+/// each time.
+const TRIES: u32 = 100;
+
 /// How long vCPUs may take to stop. One that is in the guest needs no time; one that waits for a
 /// device's daemon may need all of the daemon's, and the end of the process ends it as well.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
@@ -147,7 +151,9 @@ fn run(mut vcpu: Runner, context: &Context, stopping: &AtomicBool) -> Option<Exi
     let id = vcpu.id();
     let exits = context.counters.exits(id);
     let failed = |why: String| Some(ExitReason::Failed(format!("vCPU {id}: {why}")));
+    let mut tries = 0;
     while !stopping.load(Ordering::SeqCst) {
+        let tried = std::mem::take(&mut tries);
         match vcpu.run() {
             Exit::IoIn(port, data) => {
                 count(&exits.io);
@@ -180,7 +186,13 @@ fn run(mut vcpu: Runner, context: &Context, stopping: &AtomicBool) -> Option<Exi
                 count(&exits.other);
                 return Some(ExitReason::PoweredOff);
             }
-            Exit::InternalError => return failed(vcpu.diagnose(arch::program_counter)),
+            Exit::InternalError => {
+                if tried == TRIES || !vcpu.may_go_on() {
+                    return failed(vcpu.diagnose(arch::program_counter));
+                }
+                count(&exits.other);
+                tries = tried + 1;
+            }
             Exit::Unexpected(why) => return failed(why),
         }
     }
