@@ -57,7 +57,7 @@ login() {
 	wait_for socat -u OPEN:/dev/null TCP:127.0.0.1:5001
 	docker tag busybox "$image"
 	says 1 'no basic auth credentials|unauthorized' docker push -q "$image"
-	echo wrong | says 1 'unauthorized' docker login -u captain --password-stdin 127.0.0.1:5001
+	echo wrong | says 1 '[Uu]nauthorized' docker login -u captain --password-stdin 127.0.0.1:5001
 	echo tide | docker login -u captain --password-stdin 127.0.0.1:5001 2>/dev/null
 	docker push -q "$image"
 	docker rmi "$image" >/dev/null

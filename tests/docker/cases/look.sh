@@ -57,7 +57,7 @@ inspect() {
 #: `top`: the container's processes
 top() {
 	docker run -d --name busy busybox sh -c 'su app -c "exec sleep 1001" & sleep 1002' >/dev/null
-	wait_for sh -c 'docker top busy -o pid,args | grep "[0-9] sleep 1001"' >/dev/null
+	wait_for sh -c 'docker top busy -o pid,args | grep "[0-9]  *sleep 1001"' >/dev/null
 	docker top busy -o pid,args | sed 's/^ *[0-9]* *//' | sort
 	docker top busy -o pid,user,comm | sed 's/^ *[0-9]* *//' | sort
 	# Users, commands; not pids, times and the terminal.
