@@ -141,6 +141,7 @@ impl Machine {
             nics: self.nics,
             shares: Vec::new(),
             balloon: self.balloon,
+            spare_disks: 0,
             hotplug_mib: self.hotplug_mib,
             entropy_limit: RateLimit::default(),
         };

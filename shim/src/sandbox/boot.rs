@@ -190,6 +190,7 @@ impl Booting {
                 daemon: connection,
                 tag: SHARE_TAG.into(),
             }],
+            spare_disks: 0,
             balloon: true,
             hotplug_mib: memory.pluggable(),
             entropy_limit: RateLimit::default(),

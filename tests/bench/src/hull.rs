@@ -49,6 +49,7 @@ pub(crate) fn boot(machine: Machine<'_>) -> anyhow::Result<Hull> {
         nics: machine.tap.map(nic).into_iter().collect(),
         shares: machine.share.map(share).transpose()?.into_iter().collect(),
         balloon: false,
+        spare_disks: 0,
         hotplug_mib: 0,
         entropy_limit: RateLimit::default(),
     };

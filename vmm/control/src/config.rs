@@ -34,6 +34,10 @@ pub struct VmConfig<F> {
     pub serial: Option<F>,
     /// Disks in the order of the guest's `/dev/vda`, `/dev/vdb`, …
     pub disks: Vec<Disk<F>>,
+    /// Further disks that have no file yet ([`Request::PlugDisk`](crate::Request::PlugDisk)). Each costs a
+    /// thread, and the guest's kernel three looks.
+    #[serde(default)]
+    pub spare_disks: u8,
     /// Network interfaces in the order of the guest's `eth0`, `eth1`, …
     pub nics: Vec<Nic<F>>,
     /// Directories shared by a vhost-user file-system daemon.
@@ -206,6 +210,7 @@ impl<F> VmConfig<F> {
                 })
                 .collect::<Result<_, E>>()?,
             balloon: self.balloon,
+            spare_disks: self.spare_disks,
             hotplug_mib: self.hotplug_mib,
             entropy_limit: self.entropy_limit,
         })
@@ -296,6 +301,7 @@ mod tests {
                 tag: "hull".into(),
             }],
             balloon: true,
+            spare_disks: 2,
             hotplug_mib: 1024,
             entropy_limit: RateLimit::default(),
         }

@@ -23,6 +23,21 @@ pub enum Request {
         /// Which of [`VmConfig::nics`].
         nic: usize,
     },
+    /// Give a disk without a file the attached block device. The guest finds it when it looks again. What
+    /// is none, and a disk that has a file, end the machine.
+    PlugDisk {
+        /// Which one: of [`VmConfig::disks`], and then of [`VmConfig::spare_disks`], from 0.
+        disk: usize,
+        /// Nobody may write to it.
+        read_only: bool,
+        /// By which the guest recognizes it; 20 bytes.
+        serial: String,
+    },
+    /// Take a disk's file away and close it, whether or not the guest has let go of it.
+    UnplugDisk {
+        /// Which one, as in [`Request::PlugDisk`].
+        disk: usize,
+    },
     /// Ask the guest to give up so much memory altogether. It does so as it can, and takes it back
     /// before it would kill a process for want of memory. Without a balloon nothing happens.
     Balloon {

@@ -7,6 +7,8 @@ use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use arbitrary::{Result, Unstructured};
 use hull_vmm::jail::Filters;
@@ -15,6 +17,9 @@ use libfuzzer_sys::fuzz_target;
 use rustix::fs::MemfdFlags;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use vmm_control::{Channel, Event, ExitReason};
+
+/// How long a thread may take to end.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 fn descriptor(bytes: &mut Unstructured<'_>) -> Result<OwnedFd> {
     Ok(match bytes.int_in_range(0..=3)? {
@@ -57,13 +62,16 @@ fn request(bytes: &mut Unstructured<'_>) -> Result<Vec<u8>> {
         0 => bytes.arbitrary()?,
         _ => bytes.int_in_range(0..=2)?,
     };
-    Ok(match bytes.int_in_range(0..=7)? {
+    Ok(match bytes.int_in_range(0..=9)? {
         0 => boot(bytes)?,
         1 => br#""Counters""#.to_vec(),
         2 => br#""Stop""#.to_vec(),
         3 => format!(r#"{{"Plug":{{"nic":{number}}}}}"#).into_bytes(),
         4 => format!(r#"{{"Balloon":{{"mib":{number}}}}}"#).into_bytes(),
         5 => bytes.bytes(bytes.len().min(64))?.to_vec(),
+        6 => format!(r#"{{"PlugDisk":{{"disk":{number},"read_only":true,"serial":"a"}}}}"#)
+            .into_bytes(),
+        7 => format!(r#"{{"UnplugDisk":{{"disk":{number}}}}}"#).into_bytes(),
         _ => format!(r#"{{"Connect":{{"port":{number}}}}}"#).into_bytes(),
     })
 }
@@ -120,5 +128,10 @@ fuzz_target!(|bytes: &[u8]| {
         Ok(true) => first(&mut bytes),
         _ => later(&mut bytes),
     };
+    // A disk's thread, which has one, ends a moment after the disk.
+    let deadline = Instant::now() + PATIENCE;
+    while open_descriptors() != before && Instant::now() < deadline {
+        thread::yield_now();
+    }
     assert_eq!(open_descriptors(), before, "a descriptor leaks");
 });

@@ -1,7 +1,7 @@
 //! A disk image: a raw file or block device, read into and written from guest memory in place.
 #![expect(
     unsafe_code,
-    reason = "preadv and pwritev on guest memory, which no slice may cover, and an ioctl"
+    reason = "preadv and pwritev on guest memory, which no slice may cover, and two ioctls"
 )]
 
 use std::fs::File;
@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::Errno;
+use rustix::ioctl;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::memory::Ram;
@@ -20,6 +21,9 @@ const IOV_MAX: usize = 1024;
 
 /// `BLKDISCARD` of linux/fs.h: offset and length in bytes.
 const BLKDISCARD: libc::Ioctl = 0x1277;
+
+/// `BLKGETSIZE64` of linux/fs.h: the number of bytes.
+const BLKGETSIZE64: ioctl::Opcode = ioctl::opcode::read::<usize>(0x12, 114);
 
 /// Zeroes to write where the file system has no quicker way.
 static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
@@ -39,6 +43,9 @@ pub enum ImageError {
     /// A directory, a pipe, a terminal, …
     #[error("it is neither a regular file nor a block device")]
     Kind,
+    /// Something that has no size as a block device has one.
+    #[error("it is no block device")]
+    NoBlockDevice,
     /// A disk the guest may write, but the descriptor may not.
     #[error("its descriptor is open for reading alone, and the disk is not read-only")]
     NotWritable,
@@ -69,6 +76,25 @@ impl Image {
             len,
             read_only,
             block_device: kind.is_block_device(),
+        })
+    }
+
+    /// Takes a block device. It asks the kernel for nothing but the size, which only a block device
+    /// has an answer to; one that is open for reading alone fails every write.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn of_block_device(file: OwnedFd, read_only: bool) -> Result<Self, ImageError> {
+        let file = File::from(file);
+        let len = blk_size(&file).map_err(|errno| match errno {
+            Errno::NOTTY | Errno::INVAL => ImageError::NoBlockDevice,
+            errno => ImageError::Look(errno.into()),
+        })?;
+        Ok(Self {
+            file,
+            len,
+            read_only,
+            block_device: true,
         })
     }
 
@@ -271,6 +297,14 @@ fn blk_discard(file: &File, offset: u64, len: u64) -> rustix::io::Result<()> {
     } else {
         Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
     }
+}
+
+fn blk_size(file: &File) -> rustix::io::Result<u64> {
+    // SAFETY: BLKGETSIZE64 writes one 64-bit number, as `u64` is.
+    let request = unsafe { ioctl::Getter::<BLKGETSIZE64, u64>::new() };
+    // SAFETY: the descriptor is open. What is no block device does not know the request, of which type and
+    // size are part.
+    unsafe { ioctl::ioctl(file, request) }
 }
 
 /// The host's addresses of `segments`, which may cross regions.

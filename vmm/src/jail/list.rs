@@ -13,7 +13,7 @@
 //! `build.rs` compiles this module too: it turns the lists into filters.
 
 /// What a condition may name: numbers that the kernel fixed, the same on both architectures.
-const NAMED: [(&str, u32); 12] = [
+const NAMED: [(&str, u32); 13] = [
     ("0", 0),
     // linux/kvm.h
     ("KVM_RUN", 0xae80),
@@ -26,6 +26,7 @@ const NAMED: [(&str, u32); 12] = [
     ("TUNSETVNETHDRSZ", 0x4004_54d8),
     // linux/fs.h
     ("BLKDISCARD", 0x1277),
+    ("BLKGETSIZE64", 0x8008_1272),
     // asm-generic/ioctls.h
     ("FIONBIO", 0x5421),
     // asm-generic/mman-common.h

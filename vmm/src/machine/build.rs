@@ -99,6 +99,9 @@ pub enum BuildError {
 /// The socket device, which the control socket reaches besides the bus.
 pub(super) type SharedVsock = Arc<Mutex<Mmio<Vsock>>>;
 
+/// A disk, likewise.
+pub(super) type SharedDisk = Arc<Mutex<Mmio<Blk>>>;
+
 /// A network card, likewise.
 pub(super) type SharedNic = Arc<Mutex<Mmio<Net<TapFile>>>>;
 
@@ -139,6 +142,7 @@ pub(super) fn build(
     let (vm, memory_slots, interrupts, vcpus) = processors(&kvm, &ram, &boot_ram, config.vcpus)?;
 
     let mut slots: Vec<SharedSlot> = Vec::new();
+    let mut disks = Vec::new();
     let mut largest_file = memory::len(&ram);
     for (number, disk) in config.disks.into_iter().enumerate() {
         let limit = limiter(disk.rate_limit)?;
@@ -149,14 +153,13 @@ pub(super) fn build(
         })?;
         largest_file = largest_file.max(image.len());
         let queues = config.vcpus.into();
-        let blk = Blk::new(image, &disk.serial, queues, limit, filters).map_err(|source| {
-            BuildError::Host {
-                what: "start a disk's threads",
-                source,
-            }
-        })?;
-        slots.push(slot(blk, &ram)?);
+        let blk = Blk::new(image, &disk.serial, queues, limit, filters).map_err(disk_threads)?;
+        disks.push(slot(blk, &ram)?);
     }
+    for _ in 0..config.spare_disks {
+        disks.push(slot(Blk::spare(filters).map_err(disk_threads)?, &ram)?);
+    }
+    slots.extend(disks.iter().map(|disk| disk.clone() as SharedSlot));
     let mut nics = Vec::new();
     for nic in config.nics {
         let limits = Limits {
@@ -217,6 +220,7 @@ pub(super) fn build(
         ports: Mutex::new(ports),
         reach: Reach {
             vsock,
+            disks,
             nics,
             balloon,
             memory,
@@ -274,6 +278,13 @@ pub(super) fn plug(net: &mut Net<TapFile>, tap: OwnedFd) -> Result<(), BuildErro
         what: "connect a network card to its tap",
         source,
     })
+}
+
+fn disk_threads(source: io::Error) -> BuildError {
+    BuildError::Host {
+        what: "start a disk's threads",
+        source,
+    }
 }
 
 fn limiter(limit: RateLimit) -> Result<RateLimiter, BuildError> {

@@ -68,6 +68,7 @@ pub(super) fn check<F>(config: &VmConfig<F>) -> Result<(), ConfigError> {
         return Err(ConfigError::Serial(disk.serial.clone()));
     }
     let configured = config.disks.len() + config.nics.len() + config.shares.len();
+    let configured = configured + usize::from(config.spare_disks);
     let configured = configured + usize::from(config.balloon) + usize::from(config.hotplug_mib > 0);
     let devices = configured + STANDARD_DEVICES;
     match arch::MAX_DEVICES {
@@ -92,6 +93,7 @@ mod tests {
             memory_mib: 128,
             serial: None,
             disks: vec![],
+            spare_disks: 0,
             nics: vec![],
             shares: vec![],
             balloon: false,
@@ -157,9 +159,9 @@ mod tests {
     #[test]
     fn there_are_no_more_devices_than_interrupts() {
         let mut config = config();
-        (config.balloon, config.hotplug_mib) = (true, 1);
+        (config.balloon, config.hotplug_mib, config.spare_disks) = (true, 1, 3);
         let most = arch::MAX_DEVICES;
-        (config.disks).extend((STANDARD_DEVICES + 2..most).map(|_| disk("")));
+        (config.disks).extend((STANDARD_DEVICES + 5..most).map(|_| disk("")));
         assert_eq!(check(&config), Ok(()));
         config.disks.push(disk(""));
         let devices = most + 1;

@@ -6,9 +6,12 @@ use std::sync::{Arc, PoisonError};
 
 use vmm_control::{Channel, Event, ExitReason, ReceiveError, Request};
 
-use super::build::{self, Machine, SharedBalloon, SharedMemory, SharedNic, SharedVsock};
+use super::build::{
+    self, Machine, SharedBalloon, SharedDisk, SharedMemory, SharedNic, SharedVsock,
+};
 use super::counters::Counters;
 use super::vcpus::{Context, Vcpus};
+use crate::backend::image::Image;
 use crate::bus::{Bus, Slot};
 use crate::event_loop::EventLoop;
 use crate::jail::{Filters, Thread};
@@ -45,6 +48,7 @@ const CONSOLE_FILE: u64 = (64 << 20) + 4096;
 /// What the shim's requests reach besides the bus.
 pub(super) struct Reach {
     pub(super) vsock: SharedVsock,
+    pub(super) disks: Vec<SharedDisk>,
     pub(super) nics: Vec<SharedNic>,
     pub(super) balloon: Option<SharedBalloon>,
     pub(super) memory: Option<SharedMemory>,
@@ -196,6 +200,24 @@ pub(super) fn serve_control(
                     )));
                 }
             }
+            Ok((
+                Request::PlugDisk {
+                    disk,
+                    read_only,
+                    serial,
+                },
+                fds,
+            )) => {
+                let plugged = plug_disk(reach.disks.get(disk), fds, &serial, read_only);
+                if let Err(reason) = plugged {
+                    return Some(ExitReason::Failed(format!("plug disk {disk}: {reason}")));
+                }
+            }
+            Ok((Request::UnplugDisk { disk }, _)) => {
+                if let Err(reason) = unplug_disk(reach.disks.get(disk)) {
+                    return Some(ExitReason::Failed(format!("unplug disk {disk}: {reason}")));
+                }
+            }
             // The two programs do not agree on what was said, so nothing they say can be trusted.
             Ok((Request::Boot(_), _)) => {
                 return Some(ExitReason::Failed("a second boot request".into()));
@@ -217,6 +239,31 @@ fn plug(nic: Option<&SharedNic>, fds: Vec<OwnedFd>) -> Result<(), String> {
         .ok_or("no tap came with the request")?;
     let mut slot = nic.lock().unwrap_or_else(PoisonError::into_inner);
     build::plug(slot.device(), tap).map_err(|e| report::chain(&e))
+}
+
+fn plug_disk(
+    disk: Option<&SharedDisk>,
+    fds: Vec<OwnedFd>,
+    serial: &str,
+    read_only: bool,
+) -> Result<(), String> {
+    let disk = disk.ok_or("there is none of that number")?;
+    let file = (fds.into_iter().next()).ok_or("no file came with the request")?;
+    let mut slot = disk.lock().unwrap_or_else(PoisonError::into_inner);
+    if slot.device().is_inserted() {
+        return Err("it has a file".to_owned());
+    }
+    let image = Image::of_block_device(file, read_only).map_err(|e| report::chain(&e))?;
+    slot.device().insert(image, serial);
+    Ok(())
+}
+
+fn unplug_disk(disk: Option<&SharedDisk>) -> Result<(), String> {
+    let disk = disk.ok_or("there is none of that number")?;
+    let mut slot = disk.lock().unwrap_or_else(PoisonError::into_inner);
+    slot.withdraw("its file was taken away");
+    slot.device().eject();
+    Ok(())
 }
 
 #[cfg(test)]
@@ -274,6 +321,22 @@ mod tests {
         assert!(plug(0, &[ours.as_fd()]).contains("tap"), "a socket is none");
         assert!(plug(0, &[]).contains("no tap"));
         assert!(plug(1, &[ours.as_fd()]).contains("none of that number"));
+
+        let plug_disk = |disk, fds: &[_]| {
+            let (shim, machine) = machine();
+            let (read_only, serial) = (true, "kelp".to_owned());
+            let request = Request::PlugDisk {
+                disk,
+                read_only,
+                serial,
+            };
+            shim.send(&request, fds).unwrap();
+            failed(machine.serve())
+        };
+        let null = std::fs::File::open("/dev/null").unwrap();
+        assert!(plug_disk(0, &[null.as_fd()]).contains("no block device"));
+        assert!(plug_disk(0, &[]).contains("no file"));
+        assert!(plug_disk(1, &[null.as_fd()]).contains("none of that number"));
 
         let (shim, machine) = machine();
         let text = r#"{"kvm":0,"kernel":1,"initrd":null,"cmdline":"","vcpus":1,"memory_mib":16,

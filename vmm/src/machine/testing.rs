@@ -13,8 +13,10 @@ use vmm_control::{Channel, ExitReason};
 use super::build::ControlDialler;
 use super::counters::Counters;
 use super::run::{Reach, serve_control};
+use crate::jail::Filters;
 use crate::memory;
 use crate::virtio::balloon::Balloon;
+use crate::virtio::blk::Blk;
 use crate::virtio::mmio::Mmio;
 use crate::virtio::net::{Limits, Net};
 use crate::virtio::vsock::Vsock;
@@ -27,7 +29,7 @@ pub struct Headless {
 }
 
 impl Headless {
-    /// One network card without a tap, vsock, and a balloon; no driver has found them yet.
+    /// One network card without a tap, a disk without a file, vsock, and a balloon; no driver has found them yet.
     #[must_use]
     pub fn new(control: Channel) -> Self {
         control.set_nonblocking().unwrap();
@@ -41,7 +43,9 @@ impl Headless {
         let vsock = Vsock::new(3, Box::new(dialler)).unwrap();
         let net = Net::new([2, 0, 0, 0, 0, 1], None, Limits::default()).unwrap();
         let balloon = Mmio::new(Balloon::new(), ram.clone()).unwrap();
+        let disk = Blk::spare(Filters::unjailed()).unwrap();
         let reach = Reach {
+            disks: vec![Arc::new(Mutex::new(Mmio::new(disk, ram.clone()).unwrap()))],
             vsock: Arc::new(Mutex::new(Mmio::new(vsock, ram.clone()).unwrap())),
             nics: vec![Arc::new(Mutex::new(Mmio::new(net, ram).unwrap()))],
             balloon: Some(Arc::new(Mutex::new(balloon))),

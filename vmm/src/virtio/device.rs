@@ -8,6 +8,8 @@ use crate::virtio::queue::{QueueError, Queues};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum DeviceId {
+    /// No device, which a driver ignores without a word (§4.2.3.1.1).
+    Nothing = 0,
     /// Network card, §5.1.
     Net = 1,
     /// Block device, §5.2.

@@ -5,7 +5,7 @@ use super::request::SECTOR;
 /// Bytes of `struct virtio_blk_config` up to the fields of secure erase, which is not offered.
 const LEN: usize = 60;
 
-/// What the driver is told of a disk; all of it fixed.
+/// What the driver is told of a disk; fixed while it has a driver.
 #[derive(Debug)]
 pub(super) struct Config([u8; LEN]);
 
@@ -30,7 +30,6 @@ impl Config {
     pub(super) fn new(limits: Limits) -> Self {
         let mut config = [0; LEN];
         let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, &(limits.capacity / SECTOR).to_le_bytes());
         put(8, &limits.size_max.to_le_bytes());
         put(12, &limits.seg_max.to_le_bytes());
         put(34, &limits.queues.to_le_bytes());
@@ -42,7 +41,14 @@ impl Config {
         put(52, &limits.ranges_max.to_le_bytes());
         // `write_zeroes_may_unmap`.
         put(56, &[1]);
-        Self(config)
+        let mut config = Self(config);
+        config.set_capacity(limits.capacity);
+        config
+    }
+
+    /// Changes how many bytes there are, in whole sectors.
+    pub(super) fn set_capacity(&mut self, bytes: u64) {
+        self.0[..8].copy_from_slice(&(bytes / SECTOR).to_le_bytes());
     }
 
     /// Bytes past the end stay as they are.

@@ -1,6 +1,7 @@
 //! What is asked of a disk's file on behalf of a chain.
 
 use std::io;
+use std::sync::Arc;
 
 use super::request::{Range, Segment, length};
 use crate::backend::image::Image;
@@ -22,10 +23,11 @@ pub(super) enum Operation {
     WriteZeroes(Vec<Range>),
 }
 
-/// An operation on behalf of a chain. It owns a reference to the memory it works on.
+/// An operation on behalf of a chain. It owns references to the file and the memory it works on.
 pub(super) struct Job {
     pub(super) head: u16,
     pub(super) operation: Operation,
+    pub(super) image: Arc<Image>,
     pub(super) ram: Ram,
     pub(super) segments: Vec<Segment>,
 }
@@ -39,8 +41,8 @@ pub(super) struct Done {
 
 impl Job {
     /// Carries it out, however long that takes.
-    pub(super) fn run(self, image: &Image) -> Done {
-        let written = match self.carry_out(image) {
+    pub(super) fn run(self) -> Done {
+        let written = match self.carry_out() {
             Ok(written) => Some(written),
             Err(error) => {
                 report::warn(format_args!("disk {:?}: {error}", self.operation));
@@ -53,7 +55,8 @@ impl Job {
         }
     }
 
-    fn carry_out(&self, image: &Image) -> io::Result<u32> {
+    fn carry_out(&self) -> io::Result<u32> {
+        let image = &self.image;
         match &self.operation {
             Operation::Read { offset } => {
                 image.read_at(&self.ram, &self.segments, *offset)?;

@@ -1,5 +1,8 @@
 //! virtio-blk (virtio 1.3 §5.2): a host file as the guest's disk.
 //!
+//! The file may come while the machine runs, and go again. Without one there is no device for the
+//! driver, only its registers (`DeviceID` 0, §4.2.3.1.1): the guest looks again when it is told to.
+//!
 //! The file is raw bytes. Its format is never guessed (GHSA-jmr4-g2hv-mjj6), and whether it may be
 //! written is decided here, not by the guest or the descriptor.
 //!
@@ -78,7 +81,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// A disk.
 #[derive(Debug)]
 pub struct Blk {
-    image: Arc<Image>,
+    /// Without one, there is no device.
+    image: Option<Arc<Image>>,
     serial: [u8; ID_LEN as usize],
     config: Config,
     limit: RateLimiter,
@@ -126,33 +130,28 @@ impl Blk {
         limit: RateLimiter,
         filters: Filters,
     ) -> io::Result<Self> {
-        let run = |image: &Image, job: Job| job.run(image);
-        Self::with(image, serial, queues, limit, filters, run)
+        let mut disk = Self::with(serial, queues, limit, filters, Job::run)?;
+        disk.insert(image, serial);
+        Ok(disk)
     }
 
-    /// The same, with jobs that are carried out by `run`.
+    /// A disk without an image so far. It has one queue, and its thread, as none can be started later.
+    ///
+    /// # Errors
+    /// As [`Blk::new`].
+    pub fn spare(filters: Filters) -> io::Result<Self> {
+        Self::with("spare", 1, RateLimiter::default(), filters, Job::run)
+    }
+
+    /// A disk without an image, whose threads are called `name` and carry jobs out with `run`.
     fn with(
-        image: Image,
-        serial: &str,
+        name: &str,
         queues: u16,
         limit: RateLimiter,
         filters: Filters,
-        run: impl Fn(&Image, Job) -> Done + Clone + Send + 'static,
+        run: impl Fn(Job) -> Done + Clone + Send + 'static,
     ) -> io::Result<Self> {
         let queues = queues.clamp(1, MAX_QUEUES);
-        let mut id = [0; ID_LEN as usize];
-        for (to, from) in id.iter_mut().zip(serial.bytes()) {
-            *to = from;
-        }
-        let config = Config::new(Limits {
-            capacity: capacity(&image),
-            size_max: SIZE_MAX,
-            seg_max: SEG_MAX,
-            queues,
-            range_max: RANGE_MAX,
-            ranges_max: RANGES_MAX,
-        });
-        let image = Arc::new(image);
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         for fd in [Some(bell.as_fd()), limit.timer()].into_iter().flatten() {
@@ -162,19 +161,25 @@ impl Blk {
         let lanes = (0..queues)
             .map(|queue| {
                 // Linux keeps 15 bytes of it.
-                let name = format!("disk{queue} {serial}");
-                let (run, image) = (run.clone(), Arc::clone(&image));
+                let name = format!("disk{queue} {name}");
                 Ok(Lane {
-                    worker: Worker::start(name, &bell, filters, move |job| run(&image, job))?,
+                    worker: Worker::start(name, &bell, filters, run.clone())?,
                     in_flight: vec![None; QUEUE_SIZE.into()],
                     due: false,
                 })
             })
             .collect::<io::Result<_>>()?;
         Ok(Self {
-            image,
-            serial: id,
-            config,
+            image: None,
+            serial: [0; ID_LEN as usize],
+            config: Config::new(Limits {
+                capacity: 0,
+                size_max: SIZE_MAX,
+                seg_max: SEG_MAX,
+                queues,
+                range_max: RANGE_MAX,
+                ranges_max: RANGES_MAX,
+            }),
             limit,
             queue_sizes: vec![QUEUE_SIZE; queues.into()],
             lanes,
@@ -185,11 +190,37 @@ impl Blk {
         })
     }
 
-    fn disk(&self) -> Disk {
-        Disk {
-            capacity: capacity(&self.image),
-            read_only: self.image.is_read_only(),
-            request_max: REQUEST_MAX,
+    /// Makes it a disk of the image's whole sectors. `serial` is cut at 20 bytes.
+    pub fn insert(&mut self, image: Image, serial: &str) {
+        self.serial = [0; ID_LEN as usize];
+        for (to, from) in self.serial.iter_mut().zip(serial.bytes()) {
+            *to = from;
+        }
+        self.config.set_capacity(capacity(&image));
+        self.image = Some(Arc::new(image));
+    }
+
+    /// Whether it has an image.
+    #[must_use]
+    pub fn is_inserted(&self) -> bool {
+        self.image.is_some()
+    }
+
+    /// Takes the image away, whatever the driver thinks of that. The file is closed as soon as nothing
+    /// is being done to it.
+    pub fn eject(&mut self) {
+        self.forget();
+        self.hush();
+        self.image = None;
+        self.config.set_capacity(0);
+    }
+
+    /// Forgets every request, also those that are being carried out.
+    fn forget(&mut self) {
+        for lane in &mut self.lanes {
+            lane.worker.forget();
+            lane.in_flight.fill(None);
+            lane.due = false;
         }
     }
 
@@ -213,7 +244,8 @@ impl Blk {
         let status_at = parts.status_at;
         let bytes = length(&parts.readable) + length(&parts.writable);
         self.limit.spend(bytes.min(REQUEST_MAX));
-        match self.decide(ram, parts) {
+        let image = self.image.clone().ok_or(broken("no disk"))?;
+        match self.decide(&image, ram, parts) {
             Next::Answer(status, written) => {
                 answer(index, queues, head, status_at, status, written)?;
                 Ok(REQUEST_COST + u64::from(written))
@@ -224,6 +256,7 @@ impl Blk {
                 lane.worker.submit(Job {
                     head,
                     operation,
+                    image,
                     ram: ram.clone(),
                     segments,
                 });
@@ -261,7 +294,7 @@ impl Blk {
         queues.notify(index)
     }
 
-    fn decide(&self, ram: &Ram, parts: Parts) -> Next {
+    fn decide(&self, image: &Image, ram: &Ram, parts: Parts) -> Next {
         let Parts {
             header,
             readable,
@@ -269,13 +302,17 @@ impl Blk {
             ..
         } = parts;
         let failed = Next::Answer(VIRTIO_BLK_S_IOERR, 0);
-        let disk = self.disk();
+        let disk = Disk {
+            capacity: capacity(image),
+            read_only: image.is_read_only(),
+            request_max: REQUEST_MAX,
+        };
         let request = match disk.decode(header, length(&readable), length(&writable)) {
             Ok(request) => request,
             Err(refusal) => return refuse(&refusal),
         };
         let operation = match request {
-            Request::Read { offset } => match self.image.read_cached_at(ram, &writable, offset) {
+            Request::Read { offset } => match image.read_cached_at(ram, &writable, offset) {
                 Ok(false) => return Next::Work(Operation::Read { offset }, writable),
                 Ok(true) => {
                     let read = u32::try_from(length(&writable)).expect("at most REQUEST_MAX");
@@ -343,7 +380,10 @@ impl Blk {
 
 impl Device for Blk {
     fn id(&self) -> DeviceId {
-        DeviceId::Block
+        match self.image {
+            Some(_) => DeviceId::Block,
+            None => DeviceId::Nothing,
+        }
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -355,7 +395,11 @@ impl Device for Blk {
             | 1 << VIRTIO_BLK_F_SIZE_MAX
             | 1 << VIRTIO_BLK_F_SEG_MAX
             | 1 << VIRTIO_BLK_F_MQ;
-        if self.image.is_read_only() {
+        if self
+            .image
+            .as_ref()
+            .is_some_and(|image| image.is_read_only())
+        {
             always | 1 << VIRTIO_BLK_F_RO
         } else {
             always | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
@@ -367,6 +411,9 @@ impl Device for Blk {
     }
 
     fn activate(&mut self, features: u64, _: &mut Queues<'_>) -> Result<(), DeviceError> {
+        if self.image.is_none() {
+            return Err(DeviceError::Backend("there is no disk".to_owned()));
+        }
         if self.lanes.iter().any(|lane| lane.worker.hangs()) {
             let what = "the file of a disk has not answered since before the last reset";
             return Err(DeviceError::Backend(what.to_owned()));
@@ -377,11 +424,7 @@ impl Device for Blk {
     }
 
     fn reset(&mut self) {
-        for lane in &mut self.lanes {
-            lane.worker.forget();
-            lane.in_flight.fill(None);
-            lane.due = false;
-        }
+        self.forget();
         let deadline = Instant::now() + PATIENCE;
         for lane in &self.lanes {
             lane.worker.settle(deadline);

@@ -42,6 +42,13 @@ fn blk_of(image: Image) -> Blk {
     .unwrap()
 }
 
+/// As the driver reads the configuration space.
+fn sectors(blk: &Blk) -> u64 {
+    let mut sectors = [0; 8];
+    blk.read_config(0, &mut sectors);
+    u64::from_le_bytes(sectors)
+}
+
 /// Sends one chain; returns what was written into it, the status last.
 fn send(blk: &mut Blk, buffers: &[Buffer<'_>]) -> Vec<u8> {
     let mut driver = Driver::new(&[QUEUE_SIZE]);
@@ -85,20 +92,14 @@ fn slow_disk_that_tells(queues: u16) -> (Blk, mpsc::Sender<()>, mpsc::Receiver<(
     let (answer, may_answer) = mpsc::channel();
     let may_answer = Arc::new(Mutex::new(may_answer));
     let (begin, began) = mpsc::channel();
-    let run = move |image: &Image, job: Job| {
+    let run = move |job: Job| {
         let _ = begin.send(());
         let _ = may_answer.lock().unwrap().recv();
-        job.run(image)
+        job.run()
     };
-    let blk = Blk::with(
-        image,
-        "slow",
-        queues,
-        RateLimiter::default(),
-        Filters::unjailed(),
-        run,
-    )
-    .unwrap();
+    let (limit, filters) = (RateLimiter::default(), Filters::unjailed());
+    let mut blk = Blk::with("slow", queues, limit, filters, run).unwrap();
+    blk.insert(image, "slow");
     (blk, answer, began)
 }
 
@@ -184,7 +185,7 @@ fn cve_2026_27211_a_disk_that_looks_like_qcow2_is_its_bytes() {
     let image = Image::new(file.into(), false).unwrap();
     let mut next_boot = blk_of(image);
     for blk in [&mut blk, &mut next_boot] {
-        assert_eq!(blk.disk().capacity, 8 * SECTOR);
+        assert_eq!(sectors(blk), 8);
         let read = [
             Buffer::Readable(&header(IN, 0)),
             Buffer::Writable(512),
@@ -456,7 +457,8 @@ fn only_a_driver_that_flushes_has_a_cache_that_is_written_back() {
             writable: vec![],
             status_at: GuestAddress(0),
         };
-        let next = blk.decide(&driver.ram, parts);
+        let image = blk.image.clone().unwrap();
+        let next = blk.decide(&image, &driver.ram, parts);
         let Next::Work(Operation::Write { through: is, .. }, _) = next else {
             panic!("a write is work");
         };
@@ -539,4 +541,62 @@ fn a_request_larger_than_the_configuration_space_allows_is_refused() {
     driver.add(0, &buffers);
     blk.serve(0, &mut driver.queues()).unwrap();
     assert_eq!(driver.used(0).unwrap().written.len(), 1);
+}
+
+/// virtio 1.3 §4.2.3.1.1: a driver ignores a device of type 0.
+#[test]
+fn a_disk_is_no_device_before_its_file_comes_and_after_it_went() {
+    let mut blk = Blk::spare(Filters::unjailed()).unwrap();
+    let mut driver = Driver::new(&[QUEUE_SIZE]);
+    for serial in ["kelp", "a serial of more than twenty bytes"] {
+        assert_eq!((blk.id(), sectors(&blk)), (DeviceId::Nothing, 0));
+        assert!(blk.activate(0, &mut driver.queues()).is_err());
+
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8 * SECTOR).unwrap();
+        blk.insert(Image::new(file.into(), true).unwrap(), serial);
+        assert_eq!((blk.id(), sectors(&blk)), (DeviceId::Block, 8));
+        assert_ne!(blk.features() & 1 << VIRTIO_BLK_F_RO, 0);
+        blk.activate(0, &mut driver.queues()).unwrap();
+        let identify = [
+            Buffer::Readable(&header(8, 0)),
+            Buffer::Writable(20),
+            Buffer::Writable(1),
+        ];
+        let mut expected = serial.as_bytes().to_vec();
+        expected.resize(20, 0);
+        assert_eq!(send(&mut blk, &identify)[..20], expected);
+        blk.eject();
+    }
+}
+
+/// A guest that does not let go of its disk.
+#[test]
+fn a_file_is_taken_away_from_requests_that_are_being_carried_out() {
+    let (mut blk, answer, began) = slow_disk_that_tells(1);
+    let mut driver = Driver::new(&[QUEUE_SIZE]);
+    flush(&mut driver, 0);
+    blk.serve(0, &mut driver.queues()).unwrap();
+    began.recv().unwrap();
+    let file = Arc::downgrade(blk.image.as_ref().unwrap());
+
+    blk.eject();
+
+    assert_eq!(in_flight(&blk), 0);
+    // What still works on the file has it, and no other has: the disk is not to be used meanwhile.
+    assert_eq!(file.strong_count(), 1);
+    let other = tempfile::tempfile().unwrap();
+    blk.insert(Image::new(other.into(), true).unwrap(), "next");
+    assert!(blk.activate(0, &mut driver.queues()).is_err());
+    answer.send(()).unwrap();
+    blk.lanes[0]
+        .worker
+        .settle(Instant::now() + Duration::from_secs(10));
+    blk.activate(0, &mut driver.queues()).unwrap();
+    assert_eq!(file.strong_count(), 0);
+
+    // Nor is a queue of a disk that is gone served.
+    blk.eject();
+    flush(&mut driver, 0);
+    assert!(blk.serve(0, &mut driver.queues()).is_err());
 }

@@ -179,6 +179,7 @@ mod tests {
 
     use super::super::job::Operation;
     use super::*;
+    use crate::backend::image::Image;
     use crate::memory::{self, Ram};
 
     /// A worker whose jobs begin and end when the test says so.
@@ -187,6 +188,7 @@ mod tests {
         bell: OwnedFd,
         began: mpsc::Receiver<u16>,
         end: mpsc::Sender<()>,
+        image: Arc<Image>,
         ram: Ram,
     }
 
@@ -207,6 +209,7 @@ mod tests {
             bell,
             began,
             end,
+            image: Arc::new(Image::new(tempfile::tempfile().unwrap().into(), true).unwrap()),
             ram: memory::allocate(&[(GuestAddress(0), 0x1000)]).unwrap(),
         }
     }
@@ -216,6 +219,7 @@ mod tests {
             self.worker.submit(Job {
                 head,
                 operation: Operation::Flush,
+                image: Arc::clone(&self.image),
                 ram: self.ram.clone(),
                 segments: Vec::new(),
             });

@@ -111,6 +111,13 @@ impl<D: Device> Mmio<D> {
         &mut self.device
     }
 
+    /// Takes the device from its driver, if it has one: nobody serves it before the driver's reset.
+    pub fn withdraw(&mut self, reason: &str) {
+        if self.status.is_live() {
+            self.fail(&DeviceError::Backend(reason.to_owned()));
+        }
+    }
+
     /// Tells the driver that the device's configuration has changed.
     pub fn config_changed(&mut self) {
         self.generation = self.generation.wrapping_add(1);

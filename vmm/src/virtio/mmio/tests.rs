@@ -296,3 +296,21 @@ fn the_configuration_space_begins_at_0x100() {
     mmio.read(0x107, &mut data);
     assert_eq!(data, [7, 8]);
 }
+
+#[test]
+fn a_device_that_is_withdrawn_is_not_served_before_a_reset() {
+    let mut mmio = at(0);
+    mmio.withdraw("gone");
+    assert_eq!(get(&mut mmio, STATUS), 0, "nobody drove it");
+
+    let mut mmio = at(15);
+    mmio.withdraw("gone");
+    mmio.kicked(0);
+    assert_eq!(mmio.device.served, 0);
+    assert_ne!(
+        get(&mut mmio, STATUS) & crate::virtio::status::NEEDS_RESET,
+        0
+    );
+    set(&mut mmio, STATUS, 0);
+    assert_eq!(get(&mut mmio, STATUS), 0);
+}
