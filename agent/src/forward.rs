@@ -7,7 +7,7 @@
 //! forward costs one task and two buffers until the host hangs up.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use agent_protocol::datagram;
 use futures::{SinkExt, StreamExt};
@@ -19,7 +19,7 @@ use crate::host::Host;
 use crate::network::Namespace;
 
 /// What is forwarded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Protocol {
     /// One connection.
     Tcp,
@@ -56,7 +56,7 @@ pub async fn forward(
     host: Host,
     network: &Namespace,
     protocol: Protocol,
-    port: u16,
+    (address, port): (Option<IpAddr>, u16),
     host_port: u32,
 ) -> Result<(), ForwardError> {
     let no_service = |source| ForwardError::Service { port, source };
@@ -69,11 +69,11 @@ pub async fn forward(
     };
     match protocol {
         Protocol::Tcp => {
-            let service = tcp(network, port).await.map_err(no_service)?;
+            let service = tcp(network, address, port).await.map_err(no_service)?;
             tokio::spawn(connection(service, dial().await?));
         }
         Protocol::Udp => {
-            let service = udp(network, port).await.map_err(no_service)?;
+            let service = udp(network, address, port).await.map_err(no_service)?;
             tokio::spawn(datagrams(service, dial().await?));
         }
     }
@@ -97,8 +97,16 @@ async fn connection(mut service: TcpStream, mut host: VsockStream) {
     }
 }
 
-/// A connection to the service, on 127.0.0.1 or else on ::1.
-async fn tcp(network: &Namespace, port: u16) -> io::Result<TcpStream> {
+/// A connection to the service, at the address or on 127.0.0.1 or else on ::1.
+async fn tcp(network: &Namespace, address: Option<IpAddr>, port: u16) -> io::Result<TcpStream> {
+    if let Some(address) = address {
+        let make = match address {
+            IpAddr::V4(_) => TcpSocket::new_v4,
+            IpAddr::V6(_) => TcpSocket::new_v6,
+        };
+        let peer = SocketAddr::new(address, port);
+        return network.inside(make)?.connect(peer).await;
+    }
     let [v4, v6] = loopbacks(port);
     match network.inside(TcpSocket::new_v4)?.connect(v4).await {
         Ok(service) => Ok(service),
@@ -108,7 +116,7 @@ async fn tcp(network: &Namespace, port: u16) -> io::Result<TcpStream> {
 
 /// A socket whose peer is the service. A datagram socket connects to anything, so whether 127.0.0.1
 /// or ::1 is right shows in the kernel's tables.
-async fn udp(network: &Namespace, port: u16) -> io::Result<UdpSocket> {
+async fn udp(network: &Namespace, address: Option<IpAddr>, port: u16) -> io::Result<UdpSocket> {
     let [v4, v6] = loopbacks(port);
     // The table is that of the thread which opens it.
     let listening = |table: &str| {
@@ -116,7 +124,9 @@ async fn udp(network: &Namespace, port: u16) -> io::Result<UdpSocket> {
         listens(&table.unwrap_or_default(), port)
     };
     let (socket, peer) = network.inside(|| {
-        let (local, peer) = if !listening("udp") && listening("udp6") {
+        let (local, peer) = if let Some(address) = address {
+            (SocketAddr::new(address, 0), SocketAddr::new(address, port))
+        } else if !listening("udp") && listening("udp6") {
             (SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), v6)
         } else {
             (SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), v4)

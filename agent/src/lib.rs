@@ -6,6 +6,7 @@
 //!             │          └─▶ cgroup   limits, freezing, memory kills
 //!             ├─▶ network  cards become the container's interfaces
 //!             ├─▶ forward  vsock ↔ the containers' ports
+//!             ├─▶ listening  which ports those are, for a container with the host's network
 //!             ├─▶ names    127.0.0.11:53 ↔ the engine's resolver on the host
 //!             └─▶ shares, events, processes      reaper: who ended, and how
 //! ```
@@ -21,6 +22,7 @@ pub mod disks;
 pub mod events;
 pub mod forward;
 pub mod host;
+pub mod listening;
 pub mod logging;
 pub mod memory;
 pub mod names;

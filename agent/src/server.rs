@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use agent_protocol::{
     Agent, ContainerId, CreateRequest, CreateResponse, Empty, Event, ExecRequest, ForwardRequest,
-    HelloRequest, HelloResponse, MemoryGrant, NetworkId, NetworkRequest, PROTOCOL_VERSION,
-    PidsResponse, Process, ProcessId, ResizeRequest, ResolveRequest, SignalRequest, StartResponse,
-    StatsResponse, Stdio, UpdateRequest,
+    HelloRequest, HelloResponse, ListeningRequest, ListeningResponse, ListeningSocket, MemoryGrant,
+    NetworkId, NetworkRequest, PROTOCOL_VERSION, PidsResponse, Process, ProcessId, ResizeRequest,
+    ResolveRequest, SignalRequest, StartResponse, StatsResponse, Stdio, UpdateRequest,
 };
 use async_trait::async_trait;
 use tokio::sync::Notify;
@@ -24,9 +24,10 @@ use crate::error_chain;
 use crate::events::Events;
 use crate::forward::{self, ForwardError, Protocol};
 use crate::host::Host;
+use crate::listening;
 use crate::memory::Grants;
 use crate::names;
-use crate::network::Networks;
+use crate::network::{Namespace, Networks};
 use crate::shares::Shares;
 use crate::stdio::{Ports, StdioError};
 
@@ -201,15 +202,49 @@ impl Agent for Service {
             Err(_) => return Err(invalid("no such protocol")),
         };
         let port = u16::try_from(req.port).map_err(|_| invalid("no such port"))?;
-        let network = self.containers.network(&req.container_id);
-        let network = network.map_err(|error| failure(&error))?;
-        match forward::forward(self.host, &network, protocol, port, req.host_port).await {
+        let network = if req.container_id.is_empty() {
+            self.network(req.network).await?
+        } else {
+            let network = self.containers.network(&req.container_id);
+            network.map_err(|error| failure(&error))?
+        };
+        let address = match req.address.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| invalid("no such address"))?),
+        };
+        let service = (address, port);
+        match forward::forward(self.host, &network, protocol, service, req.host_port).await {
             Ok(()) => Ok(Empty::default()),
             Err(error @ ForwardError::Service { .. }) => {
                 Err(status(Code::UNAVAILABLE, error_chain(&error)))
             }
             Err(error @ ForwardError::Host { .. }) => Err(internal(error)),
         }
+    }
+
+    async fn listening(
+        &self,
+        _: &TtrpcContext,
+        req: ListeningRequest,
+    ) -> ttrpc::Result<ListeningResponse> {
+        let network = self.network(req.network).await?;
+        let known: Vec<_> = req.known.iter().filter_map(known_socket).collect();
+        let sockets = listening::changed(&network, &known).await;
+        let sockets = sockets.map_err(internal)?.into_iter();
+        let told = sockets.map(|socket| ListeningSocket {
+            protocol: match socket.protocol {
+                Protocol::Tcp => agent_protocol::Protocol::TCP,
+                Protocol::Udp => agent_protocol::Protocol::UDP,
+            }
+            .into(),
+            address: socket.address.ip().to_string(),
+            port: socket.address.port().into(),
+            ..ListeningSocket::default()
+        });
+        Ok(ListeningResponse {
+            sockets: told.collect(),
+            ..ListeningResponse::default()
+        })
     }
 
     async fn resolve(&self, _: &TtrpcContext, req: ResolveRequest) -> ttrpc::Result<Empty> {
@@ -256,6 +291,12 @@ impl Service {
         Ok(Empty::default())
     }
 
+    /// The namespace of a network that was configured.
+    async fn network(&self, number: u32) -> ttrpc::Result<Namespace> {
+        let network = self.networks.namespace(number).await;
+        network.map_err(|error| status(Code::NOT_FOUND, format!("network {number}: {error}")))
+    }
+
     /// Everything comes to its end, whatever goes wrong on the way.
     async fn stop(&self) -> Result<(), ContainerError> {
         let killed = self.containers.kill_all().await;
@@ -288,6 +329,17 @@ fn disks_of(asked: &HashMap<String, String>) -> ttrpc::Result<Vec<Disk>> {
         })
     };
     asked.iter().map(disk).collect()
+}
+
+/// A socket that was told before, or something that never was.
+fn known_socket(socket: &ListeningSocket) -> Option<listening::Socket> {
+    let protocol = match socket.protocol.enum_value().ok()? {
+        agent_protocol::Protocol::TCP => Protocol::Tcp,
+        agent_protocol::Protocol::UDP => Protocol::Udp,
+    };
+    let port = u16::try_from(socket.port).ok()?;
+    let address = std::net::SocketAddr::new(socket.address.parse().ok()?, port);
+    Some(listening::Socket { protocol, address })
 }
 
 fn ports(stdio: &Stdio) -> ttrpc::Result<Ports> {

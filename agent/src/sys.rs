@@ -275,6 +275,46 @@ pub fn attach_program(
     Ok(())
 }
 
+/// The part of `union bpf_attr` that `BPF_LINK_CREATE` needs; the rest is zero.
+#[repr(C)]
+struct CreateLink {
+    program: RawFd,
+    target: RawFd,
+    kind: u32,
+    flags: u32,
+}
+
+/// Makes a cgroup ask `program`, besides others, as long as what is returned is open.
+///
+/// # Errors
+/// What `bpf(2)` says.
+pub fn link_program(
+    cgroup: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+    kind: ProgramKind,
+) -> io::Result<OwnedFd> {
+    const BPF_LINK_CREATE: libc::c_int = 28;
+    let create = CreateLink {
+        program: program.as_raw_fd(),
+        target: cgroup.as_raw_fd(),
+        kind: kind.attachment(),
+        flags: 0,
+    };
+    // SAFETY: the kernel reads `size_of::<CreateLink>()` bytes of `create`, which lives across the
+    // call; both descriptors are borrowed, so open.
+    let link = Errno::result(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_LINK_CREATE,
+            &raw const create,
+            size_of::<CreateLink>(),
+        )
+    })?;
+    let link = RawFd::try_from(link).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just installed this descriptor for us and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(link) })
+}
+
 /// The number that BPF programs know this network namespace by (`SO_NETNS_COOKIE`).
 ///
 /// # Errors

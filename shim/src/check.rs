@@ -25,6 +25,7 @@ pub fn check(config: &Config) -> Vec<Finding> {
         finding("image", file(&config.image, "image", false)),
         finding("vmm", file(&config.vmm, "vmm", true)),
         finding("virtiofsd", file(&config.virtiofsd, "virtiofsd", true)),
+        finding("pasta", pasta(&config.pasta)),
         finding("shim", shim(&std::env::var("PATH").unwrap_or_default())),
         finding("cgroups", cgroups(Path::new("/sys/fs/cgroup"))),
         finding("state", state(&config.state)),
@@ -56,6 +57,18 @@ fn file(path: &Path, key: &str, program: bool) -> Result<String, String> {
             Err(format!("{shown} is not executable; {hint}"))
         }
         Ok(found) => Ok(format!("{shown}, {} KiB", found.len() >> 10)),
+    }
+}
+
+/// Nothing else needs it, so it may be missing.
+fn pasta(path: &Path) -> Result<String, String> {
+    if path.is_file() {
+        file(path, "pasta", true)
+    } else {
+        Ok(format!(
+            "{} is not there: no --network host; the package passt has it",
+            path.display()
+        ))
     }
 }
 

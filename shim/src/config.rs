@@ -27,6 +27,8 @@ pub struct Config {
     pub vmm: PathBuf,
     /// The file-system daemon.
     pub virtiofsd: PathBuf,
+    /// What connects containers with the host's own network to it.
+    pub pasta: PathBuf,
     /// Where each sandbox keeps its state.
     pub state: PathBuf,
     /// vCPUs of a machine, 1 to 64.
@@ -94,6 +96,7 @@ impl Default for Config {
             image: "/usr/lib/hull/guest.erofs".into(),
             vmm: "/usr/lib/hull/hull-vmm".into(),
             virtiofsd: "/usr/libexec/virtiofsd".into(),
+            pasta: "/usr/bin/pasta".into(),
             state: "/run/hull".into(),
             vcpus: 1,
             memory_mib: 512,

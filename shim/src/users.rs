@@ -51,6 +51,13 @@ pub fn claim(root: &Path, sandbox: &StateDir, users: &Range<u32>) -> Result<u32,
     Ok(uid)
 }
 
+/// The user that the sandbox has, once it has one.
+#[must_use]
+pub fn of(sandbox: &StateDir) -> Option<u32> {
+    let noted = fs::read_to_string(note(sandbox.path())).ok()?;
+    noted.trim().parse().ok()
+}
+
 fn note(sandbox: &Path) -> PathBuf {
     sandbox.join("user")
 }
@@ -124,7 +131,9 @@ mod tests {
     fn a_user_is_free_again_when_its_sandbox_is_gone() {
         let root = tempfile::tempdir().unwrap();
         let (one, two) = (sandbox(root.path(), "one"), sandbox(root.path(), "two"));
+        assert_eq!(of(&one), None);
         assert_eq!(claim(root.path(), &one, &(7..8)).unwrap(), 7);
+        assert_eq!(of(&one), Some(7));
         let none = claim(root.path(), &two, &(7..8)).unwrap_err();
         assert!(none.to_string().contains("jail.uids"), "{none}");
         one.remove().unwrap();

@@ -9,7 +9,7 @@ use hull_tests::{Container, Host, wait};
 
 /// The test host's socat, in an image that has none: `/opt` is the host's `/usr`. It takes the
 /// place of the shell that calls it, and waits for an answer after the end of the question.
-const SOCAT: &str = r#"socat() {
+pub(super) const SOCAT: &str = r#"socat() {
     exec /opt/lib*/ld-linux-*.so.* --library-path "$(echo /opt/lib/*-linux-gnu)" /opt/bin/socat -t 60 "$@"
 }
 "#;

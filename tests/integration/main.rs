@@ -12,6 +12,8 @@ mod events;
 mod forward;
 /// Hooks of the OCI configuration.
 mod hooks;
+/// Containers with the host's own network.
+mod host_network;
 /// What holds the processes of a machine.
 mod jail;
 /// Containers that stay: exec, look inside, signal, remove.

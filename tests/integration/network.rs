@@ -7,13 +7,14 @@ use std::os::unix::fs::MetadataExt;
 use std::thread;
 
 use hull_tests::{Container, Finished, Host, command, wait};
+use nix::sched::{CloneFlags, setns};
 
 /// A namespace with one end of a veth pair, as CNI's bridge plugin would make it; the host has the
 /// other. Gone when dropped.
-struct Namespace(&'static str);
+pub(super) struct Namespace(&'static str);
 
 impl Namespace {
-    fn with_veth(name: &'static str) -> Self {
+    pub(super) fn with_veth(name: &'static str) -> Self {
         let namespace = Self(name);
         for words in [
             &format!("netns add {name}")[..],
@@ -35,6 +36,18 @@ impl Namespace {
             ip(words);
         }
         namespace
+    }
+
+    /// Does something on a thread that is in it.
+    pub(super) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = fs::File::open(format!("/run/netns/{}", self.0)).expect("it is there");
+        thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                setns(namespace, CloneFlags::CLONE_NEWNET).expect("root may enter it");
+                work()
+            });
+            worker.join().expect("the work does not panic")
+        })
     }
 
     /// The option of `ctr run` that puts a container here.

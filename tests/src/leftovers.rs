@@ -66,13 +66,15 @@ fn line(kind: &str, path: &Path) -> String {
 /// Processes that run one of our programs, or one that we start, zombies included; stand-ins have other
 /// names than their program.
 fn processes() -> impl Iterator<Item = String> {
-    const NAMES: [&str; 7] = [
+    const NAMES: [&str; 9] = [
         "containerd-shim",
         "hull",
         "hull-oci",
         "hull-vmm",
         "hull-agent",
         "virtiofsd",
+        "pasta",
+        "pasta.avx2",
         "conmon",
     ];
     entries("/proc").filter_map(|process| {

@@ -12,6 +12,7 @@
 mod cards;
 mod namespace;
 mod routes;
+mod shared_addresses;
 mod text;
 
 use std::collections::HashMap;
@@ -27,6 +28,7 @@ use rtnetlink::packet_route::link::{
 use rtnetlink::{Handle, LinkUnspec};
 use tokio::sync::Mutex;
 
+use self::shared_addresses::SharedAddresses;
 use self::text::{hardware_address, prefix};
 
 pub use self::namespace::Namespace;
@@ -43,6 +45,9 @@ pub enum NetworkError {
     /// Nobody is in it.
     #[error("container {0:?}, whose network is to be set up, is not here")]
     NoContainer(String),
+    /// The kernel refuses the programs.
+    #[error("redirect what is sent to the addresses that the host has, too")]
+    SharedAddresses(#[source] io::Error),
     /// No card with this hardware address, or no interface of this name.
     #[error("there is no network card {0:?}")]
     Unknown(String),
@@ -68,6 +73,8 @@ pub struct Networks {
 struct Network {
     namespace: Namespace,
     last: NetworkRequest,
+    /// For one that stands for the host's own.
+    shared_addresses: Option<SharedAddresses>,
 }
 
 impl Networks {
@@ -97,9 +104,20 @@ impl Networks {
                 namespace: namespace
                     .ok_or_else(|| NetworkError::NoContainer(request.container_id.clone()))?,
                 last: NetworkRequest::default(),
+                shared_addresses: None,
             }),
         };
         network.become_as(request, &self.idle).await
+    }
+
+    /// The namespace of a network that is known.
+    ///
+    /// # Errors
+    /// What the kernel says; there may be no such network.
+    pub async fn namespace(&self, number: u32) -> io::Result<Namespace> {
+        let known = self.known.lock().await;
+        let network = known.get(&number).ok_or(io::ErrorKind::NotFound)?;
+        network.namespace.try_clone()
     }
 
     /// Takes a network's cards back and forgets it. One that is not known needs no forgetting.
@@ -131,7 +149,16 @@ impl Network {
         self.last.clone_from(request);
         let interfaces = &request.interfaces;
         cards::bring(interfaces, (&self.namespace, &there.handle), &home.handle).await?;
-        configure(&there.handle, request).await
+        configure(&there.handle, request).await?;
+        if request.hosts && self.shared_addresses.is_none() {
+            let interfaces = request.interfaces.iter();
+            let addresses = interfaces.flat_map(|interface| &interface.addresses);
+            let addresses: Result<Vec<_>, _> = addresses.map(|address| prefix(address)).collect();
+            let addresses = addresses?.into_iter().map(|(ip, _)| ip);
+            let shared = SharedAddresses::of(&self.namespace, addresses);
+            self.shared_addresses = Some(shared.map_err(NetworkError::SharedAddresses)?);
+        }
+        Ok(())
     }
 }
 

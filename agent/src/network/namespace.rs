@@ -35,6 +35,14 @@ impl Namespace {
         Ok(Self(File::open(format!("/proc/{pid}/ns/net"))?))
     }
 
+    /// The same once more.
+    ///
+    /// # Errors
+    /// What `dup(2)` says.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self(self.0.try_clone()?))
+    }
+
     /// Runs `work` in the namespace; what it opens there is the namespace's, wherever it is used.
     ///
     /// A thread that is gone when this returns does it: whatever becomes of it, the agent is where it

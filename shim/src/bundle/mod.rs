@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Linux, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Process, Spec,
+    Capability, Linux, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Process, Spec,
 };
 
 use self::devices::Device;
@@ -153,6 +153,15 @@ pub fn check_has_pids(spec: &Spec) -> Result<(), Unsupported> {
          another runtime for this container, or, if the machine's processes will do, set host_pid = \"machine\" \
          in /etc/hull/config.toml",
     )
+}
+
+/// Whether the container could bind privileged ports on a host.
+#[must_use]
+pub fn may_bind_privileged_ports(spec: &Spec) -> bool {
+    let process = spec.process().as_ref();
+    let capabilities = process.and_then(|process| process.capabilities().as_ref());
+    let bounding = capabilities.and_then(|sets| sets.bounding().as_ref());
+    bounding.is_some_and(|set| set.contains(&Capability::NetBindService))
 }
 
 /// Leaves the devices that the guest has; tells which are disks.

@@ -12,6 +12,9 @@ pub trait Neighbours {
     /// Whether there are any: the machine runs already.
     fn any(&self) -> bool;
 
+    /// Whether the machine's own network is one that stands for the host's.
+    fn machine_has_hosts_network(&self) -> bool;
+
     /// The container whose namespace of this type the host's `path` names.
     fn owner(&self, kind: LinuxNamespaceType, path: &Path) -> Option<String>;
 }
@@ -24,6 +27,10 @@ impl Neighbours for Nobody {
         false
     }
 
+    fn machine_has_hosts_network(&self) -> bool {
+        false
+    }
+
     fn owner(&self, _: LinuxNamespaceType, _: &Path) -> Option<String> {
         None
     }
@@ -32,8 +39,10 @@ impl Neighbours for Nobody {
 /// Which network a container is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Network {
-    /// That of the machine which it joins: the configuration names none, so that it would be the host's.
+    /// The host's own, as that of the machine which it joins is: the configuration names none.
     Machine,
+    /// The host's own: the configuration names none.
+    Host,
     /// Its own: this namespace of the host, or a new one.
     Own(Option<PathBuf>),
     /// That of another container of the machine.
@@ -46,10 +55,10 @@ pub(super) fn translate(
     neighbours: &impl Neighbours,
 ) -> Result<(Vec<LinuxNamespace>, Network), Unsupported> {
     let mut kept: Vec<LinuxNamespace> = Vec::new();
-    let mut network = if neighbours.any() {
+    let mut network = if neighbours.machine_has_hosts_network() {
         Network::Machine
     } else {
-        Network::Own(None)
+        Network::Host
     };
     let has_users = asked.iter().any(|n| n.typ() == LinuxNamespaceType::User);
     for (number, namespace) in asked.iter().enumerate() {
@@ -92,6 +101,12 @@ pub(super) fn translate(
                 );
             }
         }
+    }
+    // The machine's own is somebody else's.
+    if network == Network::Host && neighbours.any() {
+        let mut new = LinuxNamespace::default();
+        new.set_typ(LinuxNamespaceType::Network);
+        kept.push(new);
     }
     Ok((kept, network))
 }

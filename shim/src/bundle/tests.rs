@@ -65,11 +65,21 @@ fn the_first_containers_network_is_the_machines() {
 }
 
 /// Container `ebb`, of process 7.
-struct Ebb;
+struct Ebb {
+    has_hosts_network: bool,
+}
+
+const EBB: Ebb = Ebb {
+    has_hosts_network: false,
+};
 
 impl Neighbours for Ebb {
     fn any(&self) -> bool {
         true
+    }
+
+    fn machine_has_hosts_network(&self) -> bool {
+        self.has_hosts_network
     }
 
     fn owner(&self, _: LinuxNamespaceType, path: &Path) -> Option<String> {
@@ -82,7 +92,7 @@ fn a_namespace_of_a_neighbour_is_joined_by_its_name() {
     let joined = |network: Value| {
         let namespaces = json!([ { "type": "ipc", "path": "/proc/7/ns/ipc" }, network ]);
         let spec = spec(&json!({ "linux": { "namespaces": namespaces } }));
-        let guest = translate(spec, "tide", Path::new("/share"), &Ebb)?;
+        let guest = translate(spec, "tide", Path::new("/share"), &EBB)?;
         let value = serde_json::to_value(&guest.spec).unwrap();
         let namespaces = &value["linux"]["namespaces"];
         assert_eq!(namespaces[0], json!({ "type": "ipc", "path": "ebb" }));
@@ -97,17 +107,50 @@ fn a_namespace_of_a_neighbour_is_joined_by_its_name() {
     assert_eq!(new, (own.clone(), Network::Own(None)));
     let given = joined(json!({ "type": "network", "path": "/run/netns/a" })).unwrap();
     assert_eq!(given, (own, Network::Own(Some("/run/netns/a".into()))));
-    let hosts = joined(json!({ "type": "pid" })).unwrap();
-    assert_eq!(hosts.1, Network::Machine);
     let error = joined(json!({ "type": "uts", "path": "/proc/1/ns/uts" })).unwrap_err();
     assert!(error.to_string().contains("namespaces[uts].path"));
+}
+
+#[test]
+fn the_hosts_own_network_is_the_machines_if_nobody_elses_is() {
+    let spec = || spec(&json!({ "linux": { "namespaces": [ { "type": "pid" } ] } }));
+    let asked = |guest: Result<Guest, Unsupported>| {
+        let guest = guest.unwrap();
+        let value = serde_json::to_value(&guest.spec).unwrap();
+        (value["linux"]["namespaces"].clone(), guest.network)
+    };
+    let root = Path::new("/share");
+    let pid = json!([ { "type": "pid" } ]);
+    let own = json!([ { "type": "pid" }, { "type": "network" } ]);
+
+    let first = asked(translate(spec(), "tide", root, &Nobody));
+    assert_eq!(first, (pid.clone(), Network::Host));
+    let beside = asked(translate(spec(), "tide", root, &EBB));
+    assert_eq!(beside, (own, Network::Host));
+    let ebb = Ebb {
+        has_hosts_network: true,
+    };
+    let with = asked(translate(spec(), "tide", root, &ebb));
+    assert_eq!(with, (pid, Network::Machine));
+}
+
+#[test]
+fn privileged_ports_take_a_capability() {
+    let with = |bounding: Value| {
+        let process = json!({ "cwd": "/", "args": ["true"], "user": { "uid": 0, "gid": 0 },
+            "capabilities": { "bounding": bounding } });
+        may_bind_privileged_ports(&spec(&json!({ "process": process })))
+    };
+    assert!(with(json!(["CAP_CHOWN", "CAP_NET_BIND_SERVICE"])));
+    assert!(!with(json!(["CAP_CHOWN"])));
+    assert!(!may_bind_privileged_ports(&spec(&json!({}))));
 }
 
 #[test]
 fn a_container_that_joins_a_machine_may_have_a_network_of_its_own() {
     let is_own = |network: Value| {
         let spec = spec(&json!({ "linux": { "namespaces": [network] } }));
-        let guest = translate(spec, "tide", Path::new("/share"), &Ebb).unwrap();
+        let guest = translate(spec, "tide", Path::new("/share"), &EBB).unwrap();
         matches!(guest.network, Network::Own(_))
     };
     assert!(is_own(json!({ "type": "network" })));

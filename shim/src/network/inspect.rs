@@ -18,7 +18,7 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::{Handle, RouteMessageBuilder};
 use vmm_control::MacAddress;
 
-use super::{NetworkError, card};
+use super::{NetworkError, TAP, card};
 
 /// An Ethernet interface that is up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +41,11 @@ impl Interface {
     /// Whether that is one of its addresses.
     pub(super) fn has(&self, address: IpAddr) -> bool {
         self.addresses.iter().any(|&(ip, _)| ip == address)
+    }
+
+    /// Whether it speaks IPv6.
+    pub(super) fn has_v6(&self) -> bool {
+        self.addresses.iter().any(|(ip, _)| ip.is_ipv6())
     }
 
     /// The same for the agent, for which it is a card.
@@ -67,10 +72,10 @@ pub(super) struct Network {
     neighbours: Vec<agent::Neighbour>,
 }
 
-/// Asks the kernel of this thread's namespace.
-pub(super) async fn inspect(handle: &Handle) -> Result<Network, NetworkError> {
+/// Asks the kernel of this thread's namespace; with `taps` also for those that are none of ours.
+pub(super) async fn inspect(handle: &Handle, taps: bool) -> Result<Network, NetworkError> {
     let links = all("list network interfaces", handle.link().get().execute()).await?;
-    let mut interfaces: Vec<_> = links.iter().filter_map(interface).collect();
+    let mut interfaces: Vec<_> = links.iter().filter_map(|it| interface(it, taps)).collect();
     interfaces.sort_by_key(|interface| interface.index);
     for message in all("list addresses", handle.address().get().execute()).await? {
         let index = message.header.index;
@@ -126,7 +131,7 @@ async fn all<T>(
     })
 }
 
-fn interface(link: &LinkMessage) -> Option<Interface> {
+fn interface(link: &LinkMessage, taps: bool) -> Option<Interface> {
     let ethernet = link.header.link_layer_type == LinkLayerType::Ether;
     if !ethernet || !link.header.flags.contains(LinkFlags::Up) {
         return None;
@@ -138,13 +143,13 @@ fn interface(link: &LinkMessage) -> Option<Interface> {
         mtu: 1500,
         addresses: Vec::new(),
     };
+    let mut is_tap = false;
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(name) => found.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => found.mtu = *mtu,
-            // A tap, of ours or of somebody's: what leads to it is another interface.
-            LinkAttribute::LinkInfo(info) if info.contains(&LinkInfo::Kind(InfoKind::Tun)) => {
-                return None;
+            LinkAttribute::LinkInfo(info) => {
+                is_tap = info.contains(&LinkInfo::Kind(InfoKind::Tun));
             }
             LinkAttribute::Address(mac) => {
                 found.mac = MacAddress(mac.as_slice().try_into().ok()?);
@@ -152,7 +157,9 @@ fn interface(link: &LinkMessage) -> Option<Interface> {
             _ => {}
         }
     }
-    (!found.name.is_empty()).then_some(found)
+    // As a rule what leads to a tap, ours or somebody's, is another interface.
+    let counts = !is_tap || taps && !found.name.starts_with(TAP);
+    (counts && !found.name.is_empty()).then_some(found)
 }
 
 fn address(message: &AddressMessage) -> Option<(IpAddr, u8)> {

@@ -14,12 +14,15 @@
 //! when something has changed there (`follow`), and it looks again. With the last container that is in
 //! the network all of it is undone.
 //!
+//! For a container with the host's own network the interface is pasta's (`host`).
+//!
 //! Ports that Swarm publishes are rules of the namespace, which a tap passes by: they are done beside it
 //! (`ingress`). dockerd's resolver, which is in the namespace for networks that users have defined, is asked for
 //! the guest (`resolver`).
 
 mod actions;
 mod follow;
+pub mod host;
 mod ingress;
 mod inspect;
 mod namespace;
@@ -32,7 +35,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -49,6 +52,9 @@ use crate::vmm_process::Control;
 
 /// What the taps are called; the kernel counts.
 const TAPS: &str = "hull%d";
+
+/// What their names begin with.
+const TAP: &str = "hull";
 
 /// Cards of every machine: how many interfaces its containers can have together.
 pub const CARDS: usize = 4;
@@ -130,6 +136,8 @@ struct Inner {
     number: u32,
     /// Open, so that it can be tidied up when the process in it is gone.
     namespace: File,
+    /// It stands for the host's own. Taps that are none of ours are interfaces then: pasta's is one.
+    is_hosts: AtomicBool,
     /// What it has of the cards. One looks at the namespace at a time.
     plugged: Mutex<Plugged>,
     /// Looks again at each change, until it is aborted.
@@ -189,6 +197,7 @@ impl Cards {
             cards: self.clone(),
             number: self.next.fetch_add(1, Ordering::Relaxed),
             namespace,
+            is_hosts: AtomicBool::new(false),
             plugged: Mutex::default(),
             follower: StdMutex::default(),
         })))
@@ -222,6 +231,18 @@ impl Network {
     #[must_use]
     pub fn namespace(&self) -> &File {
         &self.0.namespace
+    }
+
+    /// The agent's name of it.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.0.number
+    }
+
+    /// Whether it is the one that the machine itself is in.
+    #[must_use]
+    pub fn is_machines(&self) -> bool {
+        self.0.number == MACHINES
     }
 
     /// Makes cards the interfaces that are in the namespace by now, in the guest's namespace that
@@ -259,7 +280,8 @@ impl Network {
     async fn refresh(&self, id: &str) -> Result<(), TaskError> {
         let mut plugged = self.0.plugged.lock().await;
         let cards = &self.0.cards;
-        let looked = look(self.namespace(), cards, &mut plugged.cards).await;
+        let is_hosts = self.0.is_hosts.load(Ordering::Relaxed);
+        let looked = look(self.namespace(), is_hosts, cards, &mut plugged.cards).await;
         let change = looked.map_err(|e| TaskError::failed(&e))?;
         for (card, tap) in &change.taps {
             let sent = cards.control.plug(*card, tap);
@@ -269,6 +291,7 @@ impl Network {
             let request = agent::NetworkRequest {
                 network: self.0.number,
                 container_id: id.to_owned(),
+                hosts: is_hosts,
                 ..change.configuration.clone()
             };
             let context = ttrpc::context::with_duration(CONFIGURE_PATIENCE);
@@ -283,7 +306,7 @@ impl Network {
         });
         // Engines make it before the interface that it answers for.
         let is_there = || resolver::is_in(self.namespace()).map_err(|e| TaskError::failed(&e));
-        if self.0.number == MACHINES && !plugged.names && is_there()? {
+        if self.is_machines() && !plugged.names && is_there()? {
             self.take_questions().await?;
             plugged.names = true;
         }
@@ -344,6 +367,10 @@ impl Network {
             .for_each(|card| cards.give_back(card));
     }
 
+    fn stand_for_host(&self) {
+        self.0.is_hosts.store(true, Ordering::Relaxed);
+    }
+
     fn follower(&self) -> MutexGuard<'_, Option<AbortHandle>> {
         let locked = self.0.follower.lock();
         locked.unwrap_or_else(PoisonError::into_inner)
@@ -354,11 +381,12 @@ impl Network {
 /// card is then, whether all went well or not: what is half made has to be given back, too.
 async fn look(
     namespace: &File,
+    with_taps: bool,
     cards: &Cards,
     plugged: &mut BTreeMap<usize, Option<Cable>>,
 ) -> Result<Change, NetworkError> {
     let handle = namespace::netlink(namespace)?;
-    let network = inspect::inspect(&handle).await?;
+    let network = inspect::inspect(&handle, with_taps).await?;
     let is_there = |index: u32| network.interfaces.iter().any(|it| it.index == index);
     for cable in plugged.values_mut() {
         if let Some(lost) = cable.take_if(|cable| !is_there(cable.interface)) {

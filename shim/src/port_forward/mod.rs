@@ -9,6 +9,7 @@
 //! container exists. Each connection is asked for by itself: a service that is restarted is found
 //! again, and one that is not there costs its client a reset.
 
+pub mod follow;
 pub mod rule;
 mod tcp;
 #[cfg(test)]
@@ -63,10 +64,19 @@ pub struct Forwards {
     _tasks: JoinSet<()>,
 }
 
-/// The way into the container.
+/// Whose ports they are.
+#[derive(Clone)]
+enum Whose {
+    /// Those of this container.
+    Container(String),
+    /// Those of the network of this number.
+    Network(u32),
+}
+
+/// The way into the guest.
 #[derive(Clone)]
 struct Guest {
-    id: String,
+    whose: Whose,
     agent: AgentClient,
     ports: Arc<Ports>,
 }
@@ -96,16 +106,22 @@ impl Bound {
         let mut tasks = JoinSet::new();
         for (rule, socket) in self.sockets {
             let guest = Guest {
-                id: id.to_owned(),
+                whose: Whose::Container(id.to_owned()),
                 agent: agent.clone(),
                 ports: Arc::clone(ports),
             };
-            match socket {
-                Socket::Tcp(listener) => tasks.spawn(tcp::serve(listener, guest, rule)),
-                Socket::Udp(socket) => tasks.spawn(udp::serve(socket, guest, rule)),
-            };
+            socket.serve(&mut tasks, guest, rule);
         }
         Forwards { _tasks: tasks }
+    }
+}
+
+impl Socket {
+    fn serve(self, tasks: &mut JoinSet<()>, guest: Guest, rule: Rule) {
+        match self {
+            Self::Tcp(listener) => tasks.spawn(tcp::serve(listener, guest, rule)),
+            Self::Udp(socket) => tasks.spawn(udp::serve(socket, guest, rule)),
+        };
     }
 }
 
@@ -113,6 +129,10 @@ impl Guest {
     /// A connection to a port of the container's.
     async fn connect(&self, rule: Rule) -> Result<UnixStream, String> {
         let expected = self.ports.expect();
+        let (container_id, network) = match &self.whose {
+            Whose::Container(id) => (id.clone(), 0),
+            Whose::Network(number) => (String::new(), *number),
+        };
         let request = agent::ForwardRequest {
             protocol: match rule.protocol {
                 Protocol::Tcp => agent::Protocol::TCP,
@@ -121,7 +141,12 @@ impl Guest {
             .into(),
             port: rule.container_port.into(),
             host_port: expected.port,
-            container_id: self.id.clone(),
+            container_id,
+            network,
+            address: rule
+                .container_address
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
             ..Default::default()
         };
         let context = ttrpc::context::with_duration(CONNECT_PATIENCE);

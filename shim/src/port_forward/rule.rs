@@ -26,6 +26,8 @@ pub enum Protocol {
 pub struct Rule {
     /// Where the host listens. The unspecified IPv6 address stands for IPv4 too.
     pub host: SocketAddr,
+    /// Where the container listens, if not on all addresses or on 127.0.0.1 or ::1.
+    pub container_address: Option<IpAddr>,
     /// The container's port.
     pub container_port: u16,
     /// What is forwarded.
@@ -82,6 +84,7 @@ impl FromStr for Rule {
         };
         Ok(Self {
             host: SocketAddr::new(ip, port(host_port)?),
+            container_address: None,
             container_port: port(container_port)?,
             protocol,
         })
@@ -106,6 +109,7 @@ mod tests {
 
     fn rule(host: &str, container_port: u16, protocol: Protocol) -> Rule {
         Rule {
+            container_address: None,
             host: host.parse().unwrap(),
             container_port,
             protocol,

@@ -1,11 +1,14 @@
 //! Forwards to an agent that echoes, in capitals, what reaches its container.
 
 use std::net::Ipv6Addr;
+use std::sync::atomic::AtomicU16;
 
 use async_trait::async_trait;
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener};
+use tokio::sync::watch;
+use tokio::time::sleep;
 use ttrpc::Code;
 use ttrpc::r#async::transport::{Listener, Socket as TtrpcSocket};
 use ttrpc::r#async::{Client, Server, TtrpcContext};
@@ -17,7 +20,12 @@ use super::*;
 /// Nobody listens on this port of the container's.
 const DEAD: u16 = 81;
 
-struct Echo(Arc<Ports>);
+#[derive(Clone, Default)]
+struct Echo {
+    ports: Arc<Ports>,
+    /// What waits for clients in the container.
+    listening: watch::Sender<Vec<agent::ListeningSocket>>,
+}
 
 #[async_trait]
 impl Agent for Echo {
@@ -32,7 +40,7 @@ impl Agent for Echo {
         }
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let theirs = theirs.into_std().unwrap();
-        self.0.deliver(request.host_port, theirs.into());
+        self.ports.deliver(request.host_port, theirs.into());
         if request.protocol.enum_value() == Ok(agent::Protocol::UDP) {
             tokio::spawn(async move {
                 let mut host = datagram::framed(ours);
@@ -50,6 +58,33 @@ impl Agent for Echo {
         }
         Ok(agent::Empty::new())
     }
+
+    async fn listening(
+        &self,
+        _: &TtrpcContext,
+        request: agent::ListeningRequest,
+    ) -> ttrpc::Result<agent::ListeningResponse> {
+        let mut listening = self.listening.subscribe();
+        let changed = listening.wait_for(|sockets| *sockets != request.known);
+        Ok(agent::ListeningResponse {
+            sockets: changed.await.unwrap().clone(),
+            ..Default::default()
+        })
+    }
+}
+
+/// A way to the agent, as long as the server is there.
+async fn connected(echo: &Echo) -> (Server, AgentClient) {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("agent.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let mut server = Server::new()
+        .add_listener(Listener::from(listener))
+        .register_service(create_agent(Arc::new(echo.clone())));
+    server.start().await.unwrap();
+    let connection = UnixStream::connect(&socket).await.unwrap();
+    let agent = AgentClient::new(Client::new(TtrpcSocket::new(connection)));
+    (server, agent)
 }
 
 struct Fixture {
@@ -60,18 +95,10 @@ struct Fixture {
 
 /// A forward that is served, at a free port of the loopback interface.
 async fn forwarded(protocol: Protocol, container_port: u16) -> Fixture {
-    let directory = tempfile::tempdir().unwrap();
-    let socket = directory.path().join("agent.sock");
-    let listener = UnixListener::bind(&socket).unwrap();
-    let ports = Arc::<Ports>::default();
-    let mut server = Server::new()
-        .add_listener(Listener::from(listener))
-        .register_service(create_agent(Arc::new(Echo(Arc::clone(&ports)))));
-    server.start().await.unwrap();
-    let connection = UnixStream::connect(&socket).await.unwrap();
-    let agent = AgentClient::new(Client::new(TtrpcSocket::new(connection)));
-
+    let echo = Echo::default();
+    let (server, agent) = connected(&echo).await;
     let rule = Rule {
+        container_address: None,
         host: "127.0.0.1:0".parse().unwrap(),
         container_port,
         protocol,
@@ -82,7 +109,7 @@ async fn forwarded(protocol: Protocol, container_port: u16) -> Fixture {
         Socket::Udp(socket) => socket.local_addr().unwrap(),
     };
     Fixture {
-        _forwards: bound.serve("tide", &agent, &ports),
+        _forwards: bound.serve("tide", &agent, &echo.ports),
         _server: server,
         address,
     }
@@ -137,6 +164,7 @@ async fn each_client_of_a_datagram_port_gets_its_own_answers() {
 async fn a_port_in_use_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let rule = Rule {
+        container_address: None,
         host: taken.local_addr().unwrap(),
         container_port: 80,
         protocol: Protocol::Tcp,
@@ -161,4 +189,52 @@ async fn the_unspecified_address_takes_both_families() {
 
     client.unwrap();
     accepted.unwrap();
+}
+
+#[tokio::test]
+async fn the_host_listens_where_the_container_does_and_as_long() {
+    let echo = Echo::default();
+    let (_server, agent) = connected(&echo).await;
+    let forwards = follow::follow(0, &Arc::new(AtomicU16::new(1024)), &agent, &echo.ports);
+    // A port that is in use at first, and one that is free.
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (taken_at, free_at) = (taken.local_addr().unwrap(), free.local_addr().unwrap());
+    drop(free);
+    let socket = |at: SocketAddr| agent::ListeningSocket {
+        address: at.ip().to_string(),
+        port: at.port().into(),
+        ..Default::default()
+    };
+    let answers = async |at: SocketAddr| {
+        let mut client = TcpStream::connect(at).await.ok()?;
+        client.write_all(b"tide").await.ok()?;
+        client.shutdown().await.ok()?;
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.ok()?;
+        (answer == "TIDE").then_some(())
+    };
+    let until = async |what: &str, at: SocketAddr, served: bool| {
+        for _ in 0..1000 {
+            if answers(at).await.is_some() == served {
+                return;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{what}");
+    };
+
+    // And one that takes a right.
+    let privileged = "127.0.0.1:1023".parse().unwrap();
+    let all = [taken_at, privileged, free_at].map(socket);
+    echo.listening.send_replace(all.to_vec());
+    until("the free port is served", free_at, true).await;
+    assert!(answers(privileged).await.is_none());
+    drop(taken);
+    until("the other one is, once it can be", taken_at, true).await;
+    echo.listening.send_replace(vec![socket(taken_at)]);
+    until("what the container lets go is free", free_at, false).await;
+    assert!(TcpListener::bind(free_at).await.is_ok());
+    drop(forwards);
+    until("all are with the container's end", taken_at, false).await;
 }

@@ -10,7 +10,9 @@ use log::warn;
 use oci_spec::runtime::Spec;
 use protobuf::MessageField;
 
+use super::host_network::HostNetwork;
 use super::members::{HostSide, Others};
+use super::on_host::{OnHost, beside, stand_in};
 use super::{Result, Runtime, open_streams, patience};
 use crate::annotations::{self, Annotations};
 use crate::block_volumes;
@@ -21,7 +23,6 @@ use crate::error::{TaskError, chain};
 use crate::events::TaskEvent;
 use crate::hooks::Subject;
 use crate::memory::Sizes;
-use crate::network::Network;
 use crate::port_forward::Bound;
 use crate::rootfs;
 use crate::sandbox::{Plan, Sandbox};
@@ -70,16 +71,18 @@ impl Runtime {
         sandbox: &Sandbox,
         container: Container,
         bound: Bound,
-        (stand_ins, network): (Option<Arc<StandIns>>, Option<Network>),
+        on_host: OnHost,
     ) -> u32 {
         let pid = container.init.pid();
-        if let Some(stand_ins) = &stand_ins {
+        if let Some(stand_ins) = &on_host.stand_ins {
             self.watch_stand_in(&container.id, stand_ins);
         }
+        let (id, agent, ports) = (&container.id, &sandbox.agent, &sandbox.ports);
         let host_side = HostSide {
-            _forwards: bound.serve(&container.id, &sandbox.agent, &sandbox.ports),
-            stand_ins,
-            network,
+            _forwards: bound.serve(id, agent, ports),
+            stand_ins: on_host.stand_ins,
+            host_network: on_host.host_network,
+            network: on_host.network,
         };
         self.members().add(container, host_side);
         self.publish(TaskEvent::Create(created_event(request, pid)));
@@ -121,10 +124,11 @@ impl Runtime {
         // Nobody is there whose network it could be.
         let network = match &wanted.guest.network {
             bundle::Network::Own(path) => path.as_deref(),
-            bundle::Network::Machine | bundle::Network::Of(_) => None,
+            bundle::Network::Host | bundle::Network::Machine | bundle::Network::Of(_) => None,
         };
         let mut memory = Sizes::new(config.memory_mib, config.memory_max_mib);
         memory.limit(&request.id, wanted.memory_limit);
+        let joins_host = wanted.guest.network == bundle::Network::Host;
         let plan = Plan {
             config: &config,
             state,
@@ -140,15 +144,24 @@ impl Runtime {
         let sandbox = Arc::new(sandbox);
         let network = sandbox.network.clone();
         let created = async {
+            let mut host_network = None;
+            if joins_host {
+                host_network = Some(HostNetwork::start(&sandbox, &network, &config).await?);
+            }
             let place = Place::In(network.namespace());
             let stand_ins = stand_in(&sandbox, &request.id, &place).await?;
+            let on_host = OnHost {
+                stand_ins: Some(Arc::clone(&stand_ins)),
+                host_network,
+                network: Some(network.clone()),
+            };
+            on_host.allow(wanted.privileged_ports);
             let container = self.create_in(&sandbox, request, wanted, &stand_ins);
-            Ok((container.await?, stand_ins))
+            Ok((container.await?, on_host))
         };
         match created.await {
-            Ok((container, stand_ins)) => {
-                let host_side = (Some(stand_ins), Some(network.clone()));
-                let pid = self.adopt(request, &sandbox, container, bound, host_side);
+            Ok((container, on_host)) => {
+                let pid = self.adopt(request, &sandbox, container, bound, on_host);
                 self.adopt_machine(sandbox);
                 Ok(pid)
             }
@@ -185,15 +198,14 @@ impl Runtime {
             wanted.show(request, &sandbox.share)?;
             sandbox.memory.limit(&request.id, wanted.memory_limit);
             let network = &wanted.guest.network;
-            let host_side = stand_in_beside(sandbox, &request.id, network, others).await?;
-            let container = self.create_in(sandbox, request, wanted, &host_side.0);
-            Ok((container.await?, host_side))
+            let (stand_ins, on_host) =
+                beside(sandbox, &request.id, network, others, &config).await?;
+            on_host.allow(wanted.privileged_ports);
+            let container = self.create_in(sandbox, request, wanted, &stand_ins);
+            Ok((container.await?, on_host))
         };
         match created.await {
-            Ok((container, (stand_ins, network))) => {
-                let host_side = (Some(stand_ins), network);
-                Ok(self.adopt(request, sandbox, container, bound, host_side))
-            }
+            Ok((container, on_host)) => Ok(self.adopt(request, sandbox, container, bound, on_host)),
             Err(error) => {
                 if let Err(e) = sandbox.share.remove(&request.id) {
                     warn!("clean up after a failed create: {}", chain(&e));
@@ -244,6 +256,8 @@ struct Wanted {
     root: PathBuf,
     guest: Guest,
     annotations: Annotations,
+    /// Whether it could bind ports below 1024 on a host.
+    privileged_ports: bool,
     /// In bytes, or what its specification says instead of a number.
     memory_limit: Option<i64>,
 }
@@ -264,6 +278,7 @@ impl Wanted {
         }
         let root = bundle::host_root(&spec, &bundle, !request.rootfs.is_empty());
         let memory_limit = memory_limit(&spec);
+        let privileged_ports = bundle::may_bind_privileged_ports(&spec);
         let root_in_guest = Path::new(SHARE_PATH).join(share::root_place(&request.id));
         let guest = bundle::translate(spec, &request.id, &root_in_guest, neighbours)
             .map_err(|e| TaskError::Invalid(e.to_string()))?;
@@ -272,6 +287,7 @@ impl Wanted {
             root,
             guest,
             annotations,
+            privileged_ports,
             memory_limit,
         })
     }
@@ -290,50 +306,6 @@ impl Wanted {
         let places = places.iter().map(|place| Path::new(SHARE_PATH).join(place));
         self.guest.place(places);
         Ok(())
-    }
-}
-
-/// The process that stands on the host for a container, in the network that is at `place`.
-async fn stand_in(sandbox: &Sandbox, id: &str, place: &Place<'_>) -> Result<Arc<StandIns>> {
-    let stand_ins = StandIns::start(id, place).map_err(|e| TaskError::failed(&e))?;
-    if let Err(e) = sandbox.state.note_process(stand_ins.pid()) {
-        stand_ins.end().await;
-        return Err(TaskError::failed(&e));
-    }
-    Ok(stand_ins)
-}
-
-/// The same for a container which joins, and the network that both are in.
-async fn stand_in_beside(
-    sandbox: &Sandbox,
-    id: &str,
-    wanted: &bundle::Network,
-    others: &Others,
-) -> Result<(Arc<StandIns>, Option<Network>)> {
-    let shared = match wanted {
-        bundle::Network::Of(id) => others.network(id),
-        bundle::Network::Machine | bundle::Network::Own(_) => None,
-    };
-    let place = match (wanted, shared) {
-        (_, Some(network)) => Place::In(network.namespace()),
-        (bundle::Network::Own(Some(path)), None) => Place::At(path),
-        (bundle::Network::Own(None), None) => Place::New,
-        // None of the host's interfaces are there.
-        (bundle::Network::Machine | bundle::Network::Of(_), None) => {
-            Place::In(sandbox.network.namespace())
-        }
-    };
-    let stand_ins = stand_in(sandbox, id, &place).await?;
-    let network = match wanted {
-        bundle::Network::Own(_) => sandbox.cards.network_of(stand_ins.pid()).map(Some),
-        bundle::Network::Machine | bundle::Network::Of(_) => Ok(shared.cloned()),
-    };
-    match network {
-        Ok(network) => Ok((stand_ins, network)),
-        Err(e) => {
-            stand_ins.end().await;
-            Err(TaskError::failed(&e))
-        }
     }
 }
 

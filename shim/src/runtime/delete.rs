@@ -1,5 +1,6 @@
 //! Delete: what was made is undone.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use containerd_shim::protos::events::task as event;
@@ -111,6 +112,10 @@ impl Runtime {
         }
         if let Some(network) = host_side.network {
             network.disconnect().await;
+        }
+        // Others may share it.
+        if let Some(host_network) = host_side.host_network.and_then(Arc::into_inner) {
+            host_network.end().await;
         }
     }
 }

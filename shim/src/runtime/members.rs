@@ -7,6 +7,7 @@ use std::sync::Arc;
 use oci_spec::runtime::LinuxNamespaceType;
 
 use super::Result;
+use super::host_network::HostNetwork;
 use crate::bundle::Neighbours;
 use crate::container::Container;
 use crate::error::TaskError;
@@ -36,6 +37,8 @@ struct Member {
 pub(super) struct HostSide {
     /// Served as long as this is here.
     pub(super) _forwards: Forwards,
+    /// What connects it to the host's own network.
+    pub(super) host_network: Option<Arc<HostNetwork>>,
     /// What is there for its processes.
     pub(super) stand_ins: Option<Arc<StandIns>>,
     /// The network that it is in, if that is one of the host's, too.
@@ -75,6 +78,7 @@ impl Members {
                 id: id.clone(),
                 pid: member.container.init.pid(),
                 network: member.host_side.network.clone(),
+                host_network: member.host_side.host_network.clone(),
             });
         Some((machine, Others(alive.collect())))
     }
@@ -114,6 +118,11 @@ impl Members {
         self.containers.get(id)?.host_side.network.clone()
     }
 
+    /// What connects a container to the host's own network.
+    pub(super) fn host_network(&self, id: &str) -> Option<Arc<HostNetwork>> {
+        self.containers.get(id)?.host_side.host_network.clone()
+    }
+
     /// Takes what there is for a container that is over; its network only if no other is in it.
     pub(super) fn take_host_side(&mut self, id: &str) -> HostSide {
         let member = self.containers.get_mut(id);
@@ -151,18 +160,35 @@ struct Other {
     /// As containerd was told.
     pid: u32,
     network: Option<Network>,
+    host_network: Option<Arc<HostNetwork>>,
 }
 
 impl Others {
     /// The network that a container is in, if that is one of the host's, too.
     pub(super) fn network(&self, id: &str) -> Option<&Network> {
-        self.0.iter().find(|other| other.id == id)?.network.as_ref()
+        let mut others = self.0.iter();
+        others.find(|other| other.id == id)?.network.as_ref()
+    }
+
+    /// What connects a network to the host's own.
+    pub(super) fn host_network(&self, network: &Network) -> Option<Arc<HostNetwork>> {
+        let mut others = self.0.iter();
+        let other = others.find(|other| other.network.as_ref() == Some(network))?;
+        other.host_network.clone()
     }
 }
 
 impl Neighbours for Others {
     fn any(&self) -> bool {
         true
+    }
+
+    fn machine_has_hosts_network(&self) -> bool {
+        let mut others = self.0.iter();
+        others.any(|other| {
+            let network = other.network.as_ref();
+            other.host_network.is_some() && network.is_some_and(Network::is_machines)
+        })
     }
 
     fn owner(&self, kind: LinuxNamespaceType, path: &Path) -> Option<String> {

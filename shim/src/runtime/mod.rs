@@ -12,7 +12,9 @@
 mod create;
 mod delete;
 mod follow;
+mod host_network;
 mod members;
+mod on_host;
 #[cfg(test)]
 mod tests;
 
@@ -111,9 +113,15 @@ impl Runtime {
         }
         if exec_id.is_empty() {
             // Engines make the container's network between Create and Start.
-            let network = self.members().network(id);
+            let (network, host_network) = {
+                let members = self.members();
+                (members.network(id), members.host_network(id))
+            };
             if let Some(network) = network {
                 network.connect(id).await?;
+            }
+            if let Some(host_network) = host_network {
+                host_network.follow_ports();
             }
         }
         process.hold_stdin();

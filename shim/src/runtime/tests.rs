@@ -17,6 +17,7 @@ use ttrpc::r#async::{Client, Server, ServerStreamSender, TtrpcContext};
 use vmm_control::{Channel, Request};
 
 use super::Runtime;
+use super::on_host::OnHost;
 use crate::container::{Container, LOST, Process, State};
 use crate::error::TaskError;
 use crate::events::{Events, TaskEvent};
@@ -161,7 +162,7 @@ impl Fixture {
             &sandbox,
             container,
             Bound::default(),
-            (None, None),
+            OnHost::default(),
         );
         runtime.adopt_machine(Arc::new(sandbox));
         Self {
@@ -188,7 +189,7 @@ impl Fixture {
         };
         let bound = Bound::default();
         self.runtime
-            .adopt(&request, &sandbox, container, bound, (None, None));
+            .adopt(&request, &sandbox, container, bound, OnHost::default());
     }
 
     async fn add(&self, exec_id: &str) -> Result<(), TaskError> {

@@ -88,11 +88,36 @@ shared_names() {
 	docker run --rm --network container:web busybox nslookup -type=a web 127.0.0.11 | grep -A 1 ^Name:
 }
 
-#: `--network host`
+#: `--network host`: the container's ports are the host's, TCP and UDP, until it lets go
 host() {
 	docker run -d --name web --network host busybox sh -c 'echo tide >/index.html; httpd -f -p 8097 -h /' >/dev/null
 	wait_for wget -q -O - http://127.0.0.1:8097/
-	docker run --rm --network host busybox wget -q -O - http://127.0.0.1:8097/
+	wget -q -O - http://172.17.0.1:8097/
+	says 1 'in use' python3 -c 'import socket; socket.create_server(("127.0.0.1", 8097))'
+	# The host's socat, which the image does not have.
+	docker run -d --name echo --network host -v /usr:/opt:ro busybox sh -c \
+		'exec /opt/lib*/ld-linux-*.so.* --library-path $(echo /opt/lib/*-linux-gnu) /opt/bin/socat UDP-RECVFROM:8099,fork EXEC:/bin/cat' >/dev/null
+	wait_for sh -c 'echo ebb | socat -t 2 - UDP:127.0.0.1:8099 | grep ebb'
+	docker kill web echo
+	wait_for python3 -c 'import socket; socket.create_server(("0.0.0.0", 8097)); socket.socket(type=socket.SOCK_DGRAM).bind(("0.0.0.0", 8099))'
+	docker start web
+	wait_for wget -q -O - http://127.0.0.1:8097/
+	docker kill web
+}
+
+#: `--network host`: services at 127.0.0.1, of the host and of another such container; `--network container:X` with it
+host_services() {
+	socat TCP-LISTEN:8096,bind=127.0.0.1,reuseaddr,fork SYSTEM:'echo ebb' &
+	service=$!
+	docker run -d --name web --network host busybox sh -c 'echo tide >/index.html; httpd -f -p 127.0.0.1:8097 -h /' >/dev/null
+	wait_for wget -q -O - http://127.0.0.1:8097/
+	docker run --rm --network host busybox sh -c \
+		'nc 127.0.0.1 8096 </dev/null; nc localhost 8096 </dev/null; nc 172.17.0.1 8096 </dev/null 2>&1; wget -q -O - http://127.0.0.1:8097/'
+	docker exec web nc 127.0.0.1 8096 </dev/null
+	docker run --rm --network container:web busybox sh -c 'wget -q -O - http://127.0.0.1:8097/; nc 127.0.0.1 8096 </dev/null'
+	says 1 'refused' docker run --rm --network host busybox wget -q -O - http://127.0.0.1:8095/
+	docker kill web
+	kill "$service"
 }
 
 #: `create` with subnet, gateway, driver; `--ip`, `--mac-address`; `ls`, `inspect`, `rm`, `prune`
