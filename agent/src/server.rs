@@ -5,10 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use agent_protocol::{
-    Agent, ContainerId, CreateRequest, CreateResponse, Empty, Event, ExecRequest, ForwardRequest,
-    HelloRequest, HelloResponse, ListeningRequest, ListeningResponse, ListeningSocket, MemoryGrant,
-    NetworkId, NetworkRequest, PROTOCOL_VERSION, PidsResponse, Process, ProcessId, ResizeRequest,
-    ResolveRequest, SignalRequest, StartResponse, StatsResponse, Stdio, UpdateRequest,
+    Agent, ContainerId, CreateRequest, CreateResponse, Disks, Empty, Event, ExecRequest,
+    ForwardRequest, HelloRequest, HelloResponse, ListeningRequest, ListeningResponse,
+    ListeningSocket, MemoryGrant, NetworkId, NetworkRequest, PROTOCOL_VERSION, PidsResponse,
+    Process, ProcessId, ResizeRequest, ResolveRequest, SignalRequest, StartResponse, StatsResponse,
+    Stdio, UpdateRequest,
 };
 use async_trait::async_trait;
 use tokio::sync::Notify;
@@ -130,6 +131,18 @@ impl Agent for Service {
     async fn delete(&self, _: &TtrpcContext, req: ProcessId) -> ttrpc::Result<Empty> {
         let containers = self.containers.clone();
         to_its_end(async move { containers.delete(&req).await }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn add_disks(&self, _: &TtrpcContext, req: Disks) -> ttrpc::Result<Empty> {
+        let added = disks::add(self.containers.reaper(), &req.serials).await;
+        added.map_err(internal)?;
+        Ok(Empty::default())
+    }
+
+    async fn remove_disks(&self, _: &TtrpcContext, req: Disks) -> ttrpc::Result<Empty> {
+        let removed = disks::remove(self.containers.reaper(), &req.serials).await;
+        removed.map_err(internal)?;
         Ok(Empty::default())
     }
 

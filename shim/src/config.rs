@@ -9,6 +9,9 @@ use serde::Deserialize;
 /// Where it is, unless `HULL_CONFIG` says otherwise.
 pub const PATH: &str = "/etc/hull/config.toml";
 
+/// More would leave a machine without interrupts for its other devices.
+const MAX_SPARE_DISKS: u8 = 4;
+
 /// Where the configuration is.
 #[must_use]
 pub fn path() -> PathBuf {
@@ -37,6 +40,8 @@ pub struct Config {
     pub memory_mib: u32,
     /// The most memory that it grows to, in MiB; what the host has, unless it is named.
     pub memory_max_mib: Option<u32>,
+    /// Block devices that containers which join a machine can have; each is a thread of the VMM.
+    pub spare_disks: u8,
     /// Writes what the guest's kernel says to `console.log` in the sandbox's state, and slows it
     /// down.
     pub debug_console: bool,
@@ -101,6 +106,7 @@ impl Default for Config {
             vcpus: 1,
             memory_mib: 512,
             memory_max_mib: None,
+            spare_disks: 2,
             debug_console: false,
             host_pid: HostPid::default(),
             jail: Jail::default(),
@@ -169,6 +175,12 @@ impl Config {
                 config.memory_mib
             )));
         }
+        if config.spare_disks > MAX_SPARE_DISKS {
+            return Err(invalid(format!(
+                "spare_disks is {}, more than {MAX_SPARE_DISKS}",
+                config.spare_disks
+            )));
+        }
         let users = config.jail.users();
         // The last two numbers mean "no user" to the kernel.
         if users.start == 0 || users.is_empty() || users.end > u32::MAX - 1 {
@@ -218,6 +230,7 @@ mod tests {
             ("vcpus = 65", "vcpus is 65"),
             ("memory_mib = 64", "memory_mib is 64"),
             ("memory_max_mib = 511", "memory_max_mib is 511"),
+            ("spare_disks = 5", "spare_disks is 5"),
             ("vcpus = \"two\"", "config.toml"),
             ("jail.first_uid = 0", "jail.first_uid"),
             ("jail.uids = 0", "jail.uids"),

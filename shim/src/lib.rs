@@ -16,6 +16,7 @@ pub mod check;
 pub mod cleanup;
 pub mod config;
 pub mod container;
+pub mod disks;
 pub mod error;
 pub mod events;
 pub mod fs_daemon;

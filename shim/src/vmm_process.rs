@@ -12,7 +12,7 @@ use std::thread;
 use nix::sched::CloneFlags;
 use tokio::process::Child;
 use tokio::sync::mpsc::{self, Receiver, Sender};
-use vmm_control::{Channel, Event, ReceiveError, Request, SendError, VmConfig};
+use vmm_control::{Channel, Disk, Event, ReceiveError, Request, SendError, VmConfig};
 
 use crate::spawn::{self, Place, spawn_from_thread};
 
@@ -90,6 +90,27 @@ impl Control {
     /// When the VMM is gone.
     pub fn plug(&self, nic: usize, tap: &OwnedFd) -> Result<(), SendError> {
         self.0.send(&Request::Plug { nic }, &[tap.as_fd()])
+    }
+
+    /// Gives a disk that has no file its block device.
+    ///
+    /// # Errors
+    /// When the VMM is gone.
+    pub fn plug_disk(&self, number: usize, disk: Disk<OwnedFd>) -> Result<(), SendError> {
+        let request = Request::PlugDisk {
+            disk: number,
+            read_only: disk.read_only,
+            serial: disk.serial,
+        };
+        self.0.send(&request, &[disk.file.as_fd()])
+    }
+
+    /// Has a disk's file closed.
+    ///
+    /// # Errors
+    /// When the VMM is gone.
+    pub fn unplug_disk(&self, number: usize) -> Result<(), SendError> {
+        self.0.send(&Request::UnplugDisk { disk: number }, &[])
     }
 
     /// Asks for `mib` MiB of memory to be plugged.

@@ -132,3 +132,62 @@ fn a_privileged_container_has_all_devices_of_its_machine_and_none_of_the_hosts()
     // The guest's own image is read-only as a device, whoever asks.
     assert_eq!(run.output(), "mounted\n1\nno", "{run:#?}");
 }
+
+/// As in a pod, whose first container has none of its volumes.
+#[test]
+fn block_devices_come_and_go_with_the_containers_of_a_machine() {
+    let host = Host::take();
+    let [own, ext4, raw, next] = [(); 4].map(|()| LoopDevice::with_ext4());
+    let anchor = own
+        .volume_of(&host, "anchor", "rw")
+        .start(&["sleep", "1000"]);
+    let joining = |device: &LoopDevice, name| {
+        device
+            .volume_of(&host, name, "rw")
+            .joining(&anchor, &["network"])
+    };
+    let write = ["sh", "-c", "echo flow >/data/file; sleep 1000"];
+    let joiner = joining(&ext4, "joiner")
+        .options(&["--device", &raw.path])
+        .start(&write);
+
+    let superblock = format!(
+        "dd if={} bs=1 skip=1080 count=2 2>/dev/null | xxd -p",
+        raw.path
+    );
+    let seen = joiner.exec(
+        "look",
+        &["sh", "-c", &format!("cat /data/file; {superblock}")],
+    );
+    // The machine starts with room for two.
+    let refused = joining(&next, "refused").run(&["true"]);
+    let busy = command("mount", &[&ext4.path, "/mnt"], b"");
+    let own_disk = ["sh", "-c", "echo ebb >/data/file; ls /sys/block"];
+    let before = anchor.exec("before", &own_disk);
+    joiner.end();
+    let after = anchor.exec("after", &own_disk);
+
+    assert_eq!(seen.output(), "flow\n53ef", "{seen:#?}");
+    assert_ne!(refused.status, 0);
+    assert!(refused.stderr.contains("spare_disks"), "{refused:#?}");
+    assert_ne!(busy.status, 0, "the machine has it: {busy:#?}");
+    let disks = |listed: &Finished| listed.output().matches("vd").count();
+    assert_eq!(
+        (disks(&before), disks(&after)),
+        (4, 2),
+        "{before:#?} {after:#?}"
+    );
+
+    // Theirs again, and written, while the machine goes on.
+    let on_host = ext4.mounted(|at| fs::read_to_string(at.join("file")).unwrap());
+    assert_eq!(on_host, "flow\n");
+    let again = joining(&next, "next").start(&write);
+    let read = again.exec("read", &["cat", "/data/file"]);
+    again.end();
+    anchor.end();
+    assert_eq!(read.output(), "flow", "{read:#?}");
+    assert_eq!(
+        own.mounted(|at| fs::read_to_string(at.join("file")).unwrap()),
+        "ebb\n"
+    );
+}

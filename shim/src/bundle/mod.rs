@@ -91,6 +91,7 @@ pub fn translate(
     // What a configuration without namespaces means.
     let (_, mut network) = namespaces::translate(&[], neighbours)?;
     let (mut block_volumes, mut disks) = (Vec::new(), HashMap::new());
+    let numbers = neighbours.block_devices();
     let container_maps = spec.linux().as_ref().and_then(mounts::id_maps_of);
     if let Some(linux) = spec.linux_mut() {
         linux.set_mount_label(None);
@@ -107,7 +108,7 @@ pub fn translate(
         let (namespaces, asked_network) = namespaces::translate(asked, neighbours)?;
         linux.set_namespaces(Some(namespaces));
         network = asked_network;
-        (block_volumes, disks) = place_devices(linux)?;
+        (block_volumes, disks) = place_devices(linux, numbers)?;
         if let Some(resources) = linux.resources() {
             devices::check_limits(resources)?;
         }
@@ -120,7 +121,7 @@ pub fn translate(
     for (place, mount) in mounts.enumerate() {
         if let Some(volume) = mounts::volume(mount, place, container_maps.as_ref())? {
             volumes.push(volume);
-        } else if let Some(volume) = mounts::block_volume(mount, block_volumes.len())? {
+        } else if let Some(volume) = mounts::block_volume(mount, numbers + block_volumes.len())? {
             block_volumes.push(volume);
         }
     }
@@ -164,9 +165,10 @@ pub fn may_bind_privileged_ports(spec: &Spec) -> bool {
     bounding.is_some_and(|set| set.contains(&Capability::NetBindService))
 }
 
-/// Leaves the devices that the guest has; tells which are disks.
+/// Leaves the devices that the guest has; tells which are disks, numbered from `numbers` on.
 fn place_devices(
     linux: &mut Linux,
+    numbers: usize,
 ) -> Result<(Vec<BlockVolume>, HashMap<String, String>), Unsupported> {
     let (mut kept, mut volumes, mut disks) = (Vec::new(), Vec::new(), HashMap::new());
     for device in linux.devices().iter().flatten() {
@@ -174,7 +176,7 @@ fn place_devices(
             Device::Left => continue,
             Device::Guests => {}
             Device::Disk { read_only } => {
-                let serial = mounts::serial(volumes.len());
+                let serial = mounts::serial(numbers + volumes.len());
                 let path = device.path().display().to_string();
                 disks.insert(path, serial.clone());
                 volumes.push(BlockVolume {

@@ -174,7 +174,7 @@ pub(super) fn block_volume(
     }))
 }
 
-/// Serial number of the disk that the container's block device of this place becomes.
+/// Serial number of the disk that a block device becomes, by its number among all of the machine's.
 pub(super) fn serial(number: usize) -> String {
     format!("volume{number}")
 }

@@ -15,6 +15,9 @@ pub trait Neighbours {
     /// Whether the machine's own network is one that stands for the host's.
     fn machine_has_hosts_network(&self) -> bool;
 
+    /// How many block devices there have been: those of this container are numbered from there on.
+    fn block_devices(&self) -> usize;
+
     /// The container whose namespace of this type the host's `path` names.
     fn owner(&self, kind: LinuxNamespaceType, path: &Path) -> Option<String>;
 }
@@ -29,6 +32,10 @@ impl Neighbours for Nobody {
 
     fn machine_has_hosts_network(&self) -> bool {
         false
+    }
+
+    fn block_devices(&self) -> usize {
+        0
     }
 
     fn owner(&self, _: LinuxNamespaceType, _: &Path) -> Option<String> {

@@ -82,6 +82,10 @@ impl Neighbours for Ebb {
         self.has_hosts_network
     }
 
+    fn block_devices(&self) -> usize {
+        3
+    }
+
     fn owner(&self, _: LinuxNamespaceType, path: &Path) -> Option<String> {
         path.starts_with("/proc/7").then(|| "ebb".into())
     }

@@ -132,6 +132,7 @@ impl Runtime {
         let plan = Plan {
             config: &config,
             state,
+            id: &request.id,
             share,
             memory,
             disks,
@@ -183,11 +184,8 @@ impl Runtime {
     ) -> Result<u32> {
         let config = Config::load().map_err(|e| TaskError::failed(&e))?;
         let mut wanted = Wanted::read(request, others, config.host_pid)?;
-        if !wanted.guest.block_volumes.is_empty() {
-            return Err(TaskError::Invalid(
-                "block devices cannot be added to a virtual machine that runs".into(),
-            ));
-        }
+        let disks = block_volumes::open(&wanted.guest.block_volumes);
+        let disks = disks.map_err(|e| TaskError::failed(&e))?;
         let bound = wanted.bind()?;
         // Its name becomes part of paths here, too.
         StateDir::at("".as_ref(), &self.0.namespace, &request.id)
@@ -196,6 +194,8 @@ impl Runtime {
             let noted = sandbox.state.note_member(&request.id);
             noted.map_err(|e| TaskError::failed(&e))?;
             wanted.show(request, &sandbox.share)?;
+            let added = sandbox.disks.add(&request.id, disks).await;
+            added.map_err(|e| TaskError::failed(&e))?;
             sandbox.memory.limit(&request.id, wanted.memory_limit);
             let network = &wanted.guest.network;
             let (stand_ins, on_host) =
@@ -210,6 +210,7 @@ impl Runtime {
                 if let Err(e) = sandbox.share.remove(&request.id) {
                     warn!("clean up after a failed create: {}", chain(&e));
                 }
+                sandbox.disks.remove(&request.id).await;
                 sandbox.state.forget_member(&request.id);
                 sandbox.memory.forget(&request.id);
                 Err(error)

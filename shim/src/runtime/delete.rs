@@ -59,6 +59,7 @@ impl Runtime {
         if let Some(machine) = &machine {
             // Others go on in it.
             forget_inside(machine, id, "").await;
+            machine.disks.remove(id).await;
             machine.memory.forget(id);
             let hidden = machine.share.remove(id);
             hidden.map_err(|e| TaskError::failed(&e))?;

@@ -80,7 +80,11 @@ impl Members {
                 network: member.host_side.network.clone(),
                 host_network: member.host_side.host_network.clone(),
             });
-        Some((machine, Others(alive.collect())))
+        let others = Others {
+            alive: alive.collect(),
+            block_devices: machine.disks.count(),
+        };
+        Some((machine, others))
     }
 
     pub(super) fn joined_not(&mut self) {
@@ -153,7 +157,11 @@ impl Members {
 }
 
 /// The containers of a machine that are not over.
-pub(super) struct Others(Vec<Other>);
+pub(super) struct Others {
+    alive: Vec<Other>,
+    /// How many block devices there have been in the machine.
+    block_devices: usize,
+}
 
 struct Other {
     id: String,
@@ -166,13 +174,13 @@ struct Other {
 impl Others {
     /// The network that a container is in, if that is one of the host's, too.
     pub(super) fn network(&self, id: &str) -> Option<&Network> {
-        let mut others = self.0.iter();
+        let mut others = self.alive.iter();
         others.find(|other| other.id == id)?.network.as_ref()
     }
 
     /// What connects a network to the host's own.
     pub(super) fn host_network(&self, network: &Network) -> Option<Arc<HostNetwork>> {
-        let mut others = self.0.iter();
+        let mut others = self.alive.iter();
         let other = others.find(|other| other.network.as_ref() == Some(network))?;
         other.host_network.clone()
     }
@@ -184,17 +192,21 @@ impl Neighbours for Others {
     }
 
     fn machine_has_hosts_network(&self) -> bool {
-        let mut others = self.0.iter();
+        let mut others = self.alive.iter();
         others.any(|other| {
             let network = other.network.as_ref();
             other.host_network.is_some() && network.is_some_and(Network::is_machines)
         })
     }
 
+    fn block_devices(&self) -> usize {
+        self.block_devices
+    }
+
     fn owner(&self, kind: LinuxNamespaceType, path: &Path) -> Option<String> {
-        let pids: Vec<u32> = self.0.iter().map(|other| other.pid).collect();
+        let pids: Vec<u32> = self.alive.iter().map(|other| other.pid).collect();
         let owner = grouping::owner(kind, path, &pids)?;
-        let mut others = self.0.iter();
+        let mut others = self.alive.iter();
         others
             .find(|other| other.pid == owner)
             .map(|other| other.id.clone())

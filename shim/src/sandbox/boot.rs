@@ -16,6 +16,7 @@ use vmm_control::{Disk, Event, RateLimit, VmConfig};
 use super::assets::{self, AssetError, Assets};
 use super::{Sandbox, shutdown};
 use crate::config::Config;
+use crate::disks::Disks;
 use crate::error::chain;
 use crate::fs_daemon::{self, FsDaemonError};
 use crate::log_lines::{self, LastLine};
@@ -93,11 +94,13 @@ pub struct Plan<'a> {
     pub config: &'a Config,
     /// The sandbox's folder.
     pub state: StateDir,
+    /// Its first container.
+    pub id: &'a str,
     /// What the guest is shown, in place.
     pub share: Share,
     /// Its memory.
     pub memory: Sizes,
-    /// Its disks but for the guest's image.
+    /// Its disks but for the guest's image: its first container's block devices.
     pub disks: Vec<Disk<OwnedFd>>,
     /// The network namespace to be in; a new one without.
     pub network: Option<&'a Path>,
@@ -116,13 +119,16 @@ impl Sandbox {
             fs_daemon: None,
             vmm: None,
         };
+        let serials: Vec<_> = plan.disks.iter().map(|disk| disk.serial.clone()).collect();
         let booted = booting
             .boot(plan.config, &plan.memory, plan.disks, plan.network)
             .await;
         match booted {
             Ok((agent, cards, network)) => {
+                let (control, spare) = (booting.control(), plan.config.spare_disks);
+                let disks = Disks::of(plan.id, &serials, spare, control, agent.clone());
                 let (share, memory) = (plan.share, plan.memory);
-                Ok(booting.finish(share, memory, agent, cards, network))
+                Ok(booting.finish(share, disks, memory, agent, cards, network))
             }
             Err(error) => {
                 booting.undo().await;
@@ -190,7 +196,7 @@ impl Booting {
                 daemon: connection,
                 tag: SHARE_TAG.into(),
             }],
-            spare_disks: 0,
+            spare_disks: config.spare_disks,
             balloon: true,
             hotplug_mib: memory.pluggable(),
             entropy_limit: RateLimit::default(),
@@ -280,6 +286,7 @@ impl Booting {
     fn finish(
         self,
         share: Share,
+        disks: Disks,
         sizes: Sizes,
         agent: AgentClient,
         cards: Cards,
@@ -297,9 +304,16 @@ impl Booting {
             ports: self.ports,
             agent,
             cards,
+            disks,
             memory,
             network,
         }
+    }
+
+    /// The VMM's, once it was started.
+    fn control(&self) -> Control {
+        let (_, control) = self.vmm.as_ref().expect("booted, so started");
+        control.clone()
     }
 
     async fn undo(self) {

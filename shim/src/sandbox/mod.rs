@@ -19,6 +19,7 @@ use agent_protocol::AgentClient;
 pub use assets::{AssetError, CMDLINE};
 pub use boot::{BootError, Plan};
 
+use crate::disks::Disks;
 use crate::memory::Memory;
 #[cfg(test)]
 use crate::memory::Sizes;
@@ -46,6 +47,8 @@ pub struct Sandbox {
     pub agent: AgentClient,
     /// Its network cards.
     pub cards: Cards,
+    /// Its disks.
+    pub disks: Disks,
     /// Its memory.
     pub memory: Memory,
     /// The network that the VMM is in: that of its first container.
@@ -73,7 +76,9 @@ impl Sandbox {
         let network = cards.network_of(vmm.pid).expect("the process lives");
         let sizes = Sizes::new(512, Some(4096));
         let memory = Memory::of(sizes, control.clone(), agent.clone());
+        let disks = Disks::of("", &[], 0, control.clone(), agent.clone());
         Self {
+            disks,
             share: Share::at(&state),
             state,
             control,
