@@ -54,7 +54,7 @@ pub enum VmmError {
     },
     /// The boot request.
     #[error("send the boot request")]
-    Boot(#[from] SendError),
+    Boot(#[source] SendError),
 }
 
 /// The shim's end of the control socket, to send requests.
@@ -78,10 +78,10 @@ impl Control {
     ///
     /// # Errors
     /// When the VMM is gone.
-    pub fn boot(&self, config: VmConfig<OwnedFd>) -> Result<(), VmmError> {
+    pub fn boot(&self, config: VmConfig<OwnedFd>) -> Result<(), SendError> {
         let (wire, fds) = config.detach();
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        Ok(self.0.send(&Request::Boot(Box::new(wire)), &fds)?)
+        self.0.send(&Request::Boot(Box::new(wire)), &fds)
     }
 
     /// Connects a network card to a tap.

@@ -78,6 +78,19 @@ fn a_kernel_that_is_none_is_refused() {
     refused(&run, &["kernel"]);
 }
 
+/// Before it has read what machine is asked for.
+#[test]
+fn a_vmm_that_ends_at_once_is_named() {
+    let host = Host::take();
+    let _hidden = host.hide("/usr/lib/hull/hull-vmm");
+    std::os::unix::fs::symlink("/usr/bin/false", "/usr/lib/hull/hull-vmm").unwrap();
+
+    let run = host.container("no-machine").run(&["true"]);
+    fs::remove_file("/usr/lib/hull/hull-vmm").unwrap();
+
+    refused(&run, &["hull-vmm ended: exit status: 1"]);
+}
+
 #[test]
 fn a_root_that_does_not_exist_is_named() {
     let host = Host::take();

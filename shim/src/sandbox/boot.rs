@@ -11,7 +11,7 @@ use agent_protocol::{
 use log::{info, warn};
 use tokio::process::Child;
 use ttrpc::r#async::transport::Socket;
-use vmm_control::{Disk, Event, RateLimit, VmConfig};
+use vmm_control::{Disk, Event, RateLimit, SendError, VmConfig};
 
 use super::assets::{self, AssetError, Assets};
 use super::{Sandbox, shutdown};
@@ -182,7 +182,7 @@ impl Booting {
         };
         // The kernel is told that its root is the first.
         let disks = [image].into_iter().chain(volumes).collect();
-        control.boot(VmConfig {
+        let machine = VmConfig {
             kvm: assets.kvm,
             kernel: assets.kernel,
             initrd: None,
@@ -200,11 +200,16 @@ impl Booting {
             balloon: true,
             hotplug_mib: memory.pluggable(),
             entropy_limit: RateLimit::default(),
-        })?;
-        // The guest plugs it while it boots.
-        control
-            .set_memory(memory.target())
-            .map_err(VmmError::Boot)?;
+        };
+        // The guest plugs the memory while it boots.
+        let asked = control
+            .boot(machine)
+            .and_then(|()| control.set_memory(memory.target()));
+        match asked {
+            // Why it is gone is told below.
+            Ok(()) | Err(SendError::Closed) => {}
+            Err(e) => return Err(VmmError::Boot(e).into()),
+        }
 
         let (ports, gone) = (Arc::clone(&self.ports), self.gone.clone());
         tokio::spawn(async move { gone.tell(serve(events, &ports, vmm_ended).await) });

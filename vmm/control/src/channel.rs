@@ -4,6 +4,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
@@ -43,7 +44,10 @@ pub enum SendError {
     /// The message has no JSON form.
     #[error("encode a control message")]
     Encode(#[source] serde_json::Error),
-    /// The socket refused it; `BrokenPipe` when the peer is gone.
+    /// The peer closed its end.
+    #[error("control socket closed by its peer")]
+    Closed,
+    /// The socket refused it.
     #[error("send on the control socket")]
     Socket(#[source] io::Error),
 }
@@ -119,7 +123,9 @@ impl Channel {
         loop {
             match sendmsg(&self.socket, &iov, &mut ancillary, SendFlags::NOSIGNAL) {
                 Ok(_) => return Ok(()),
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
+                // The latter when it closed it with something unread.
+                Err(Errno::PIPE | Errno::CONNRESET) => return Err(SendError::Closed),
                 Err(e) => return Err(SendError::Socket(e.into())),
             }
         }
@@ -142,8 +148,9 @@ impl Channel {
                 RecvFlags::CMSG_CLOEXEC,
             ) {
                 Ok(received) => break received,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::CONNRESET) => return Err(ReceiveError::Closed),
+                // The latter comes once, before what is left to read, when the peer closed its end with
+                // something unread.
+                Err(Errno::INTR | Errno::CONNRESET) => {}
                 Err(e) => return Err(ReceiveError::Socket(e.into())),
             }
         };
@@ -230,7 +237,21 @@ mod tests {
         assert!(matches!(shim.receive::<Event>(), Err(ReceiveError::Closed)));
         assert!(matches!(
             shim.send(&Request::Stop, &[]),
-            Err(SendError::Socket(_))
+            Err(SendError::Closed)
+        ));
+    }
+
+    #[test]
+    fn the_last_words_of_a_peer_arrive_although_it_has_not_read_everything() {
+        let (shim, vmm) = Channel::pair().unwrap();
+        shim.send(&Request::Stop, &[]).unwrap();
+        vmm.send(&Event::Started, &[]).unwrap();
+        drop(vmm);
+        assert!(matches!(shim.receive(), Ok((Event::Started, _))));
+        assert!(matches!(shim.receive::<Event>(), Err(ReceiveError::Closed)));
+        assert!(matches!(
+            shim.send(&Request::Stop, &[]),
+            Err(SendError::Closed)
         ));
     }
 
