@@ -102,8 +102,11 @@ fn processes_and_figures_are_those_of_the_container() {
         .options(&["--memory-limit", "67108864"])
         .start(&["sh", "-c", "sleep 1000 & sleep 1000; true"]);
 
-    let processes = host.ctr(&["task", "ps", "look"]);
-    assert_eq!(processes.output().lines().count(), 1 + 3, "{processes:?}");
+    // Once the shell has started them.
+    wait::until("a line for each process, and the title", || {
+        let processes = host.ctr(&["task", "ps", "look"]);
+        (processes.output().lines().count() == 1 + 3).then_some(())
+    });
 
     let metrics = host.ctr(&["task", "metrics", "--format", "json", "look"]);
     let metrics: serde_json::Value = serde_json::from_str(metrics.output()).unwrap();
