@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::host_cgroup::HostCgroup;
 use crate::process_identity::ProcessIdentity;
 use crate::rootfs::{self, RootfsError};
 use crate::state_dir::{StateDir, StateError};
@@ -25,7 +26,7 @@ pub enum CleanupError {
 }
 
 /// Kills the sandbox's processes, unmounts what was mounted for it, at `mounts` too, and removes its
-/// folder. A sandbox that is not there is no error: containerd asks more than once.
+/// cgroup and folder. A sandbox that is not there is no error: containerd asks more than once.
 ///
 /// # Errors
 /// When something stays.
@@ -46,6 +47,9 @@ pub fn clean_up(state: &StateDir, mounts: Option<&Path>) -> Result<(), CleanupEr
         // A process that is no child of ours cannot be waited for.
         std::thread::sleep(Duration::from_millis(5));
         running.retain(ProcessIdentity::is_running);
+    }
+    if let Some(cgroup) = state.cgroup() {
+        HostCgroup::left(cgroup).remove();
     }
     state.remove()?;
     Ok(mounts.map_or(Ok(()), rootfs::unmount)?)
@@ -73,6 +77,9 @@ mod tests {
             .spawn()
             .unwrap();
         state.note_process(child.id()).unwrap();
+        let cgroup = root.path().join("cgroup");
+        std::fs::create_dir(&cgroup).unwrap();
+        state.note_cgroup(&cgroup).unwrap();
         let noted = ProcessIdentity::of(child.id()).unwrap();
         let grandchild = loop {
             match noted.children().first() {
@@ -86,6 +93,7 @@ mod tests {
 
         assert!(!reaper.join().unwrap().success());
         assert!(!grandchild.is_running());
+        assert!(!cgroup.exists());
         assert!(!state.path().exists());
     }
 }

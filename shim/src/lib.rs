@@ -22,6 +22,7 @@ pub mod events;
 pub mod fs_daemon;
 pub mod grouping;
 pub mod hooks;
+pub mod host_cgroup;
 pub mod idmap;
 pub mod log_lines;
 pub mod memory;

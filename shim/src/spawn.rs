@@ -1,4 +1,5 @@
 //! Children that are born somewhere else than their parent is, and what all of them are given.
+#![expect(unsafe_code, reason = "what a child does before it runs its program")]
 
 use std::fs::File;
 use std::io;
@@ -10,6 +11,8 @@ use std::thread;
 use command_fds::{CommandFdExt, FdMapping};
 use nix::sched::{CloneFlags, setns, unshare};
 use tokio::process::{Child, Command};
+
+use crate::host_cgroup::HostCgroup;
 
 /// Number of the one descriptor that a [`daemon`] inherits.
 pub const DESCRIPTOR: i32 = 3;
@@ -59,6 +62,19 @@ pub fn daemon(program: &Path, descriptor: OwnedFd) -> Command {
         }])
         .expect("one mapping does not collide");
     command
+}
+
+/// Has the command's process begin in a cgroup, so that all it does counts there.
+///
+/// # Errors
+/// When the group is gone.
+pub fn into_cgroup(command: &mut Command, group: Option<&HostCgroup>) -> io::Result<()> {
+    let Some(group) = group else { return Ok(()) };
+    let entrance = group.entrance()?;
+    // SAFETY: the closure runs between fork and exec in a process with several threads. It makes one
+    // system call on a descriptor that it owns and a constant, and allocates nothing.
+    unsafe { command.pre_exec(move || Ok(rustix::io::write(&entrance, b"0").map(drop)?)) };
+    Ok(())
 }
 
 /// Runs `work` on a thread that `prepare` has moved, and waits for it; the thread ends at once. What

@@ -3,14 +3,17 @@
 //! ```text
 //! processes      "PID START-TIME" of each process started for the sandbox, a line each
 //! user           what hull-vmm runs as
+//! cgroup         the one that was made for the sandbox
 //! folders/       where the shim makes what things are mounted on
 //! shared/        the same, mounted read-only: what virtiofsd shows the guest (`share`)
 //! console.log    what the guest's kernel says, with `debug_console`
 //! ```
 //! What is mounted here and which processes run can be found from the folder alone, after a crash.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -200,6 +203,23 @@ impl StateDir {
             .open(&path)
             .and_then(|mut file| writeln!(file, "{process}"));
         noted.map_err(|source| StateError::Make { path, source })
+    }
+
+    /// Notes a cgroup that has to go when the sandbox is over.
+    ///
+    /// # Errors
+    /// When it cannot be noted.
+    pub fn note_cgroup(&self, cgroup: &Path) -> Result<(), StateError> {
+        let path = self.path.join("cgroup");
+        fs::write(&path, cgroup.as_os_str().as_bytes())
+            .map_err(|source| StateError::Make { path, source })
+    }
+
+    /// The noted cgroup.
+    #[must_use]
+    pub fn cgroup(&self) -> Option<PathBuf> {
+        let noted = fs::read(self.path.join("cgroup")).ok()?;
+        Some(PathBuf::from(OsString::from_vec(noted)))
     }
 
     /// The noted processes that still run.

@@ -12,6 +12,8 @@ mod events;
 mod forward;
 /// Hooks of the OCI configuration.
 mod hooks;
+/// The cgroup that a machine is in.
+mod host_cgroup;
 /// Containers with the host's own network.
 mod host_network;
 /// What holds the processes of a machine.

@@ -46,6 +46,8 @@ impl Bundle {
         let mut default: Value = serde_json::from_str(spec.output()).expect("ctr prints JSON");
         default["root"] = json!({ "path": root });
         default["process"]["env"] = json!(["PATH=/bin"]);
+        // Without a container's name, `ctr` names the group that all are in.
+        default["linux"]["cgroupsPath"] = json!("/default/of-a-bundle");
         Self { directory, default }
     }
 

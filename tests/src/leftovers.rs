@@ -17,9 +17,9 @@ impl Leftovers {
         found.extend(mounts());
         found.extend(entries("/sys/class/net").map(|path| line("interface", &path)));
         found.extend(entries("/run/netns").map(|path| line("network namespace", &path)));
-        // runc, which some tests compare with, leaves the group of containerd's namespace.
-        let runc_group = Path::new("/sys/fs/cgroup/default");
-        let cgroups = tree("/sys/fs/cgroup", Path::is_dir).filter(|path| path != runc_group);
+        // As with runc, the group of containerd's namespace stays.
+        let shared_group = Path::new("/sys/fs/cgroup/default");
+        let cgroups = tree("/sys/fs/cgroup", Path::is_dir).filter(|path| path != shared_group);
         found.extend(cgroups.map(|path| line("cgroup", &path)));
         let ours = ["/run/hull", "/run/hull-oci"].into_iter();
         found.extend(

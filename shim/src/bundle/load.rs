@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use log::warn;
-use oci_spec::runtime::{Capability, LinuxMemory, LinuxResources, Process, Spec};
+use oci_spec::runtime::{Capability, LinuxResources, Process, Spec};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -149,21 +149,13 @@ pub fn translate_process(json: &[u8], terminal: bool) -> Result<Vec<u8>, Malform
     serde_json::to_vec(&process).map_err(malformed)
 }
 
-/// Checks a `linux.resources` object; tells its memory limit, if it has one.
+/// Reads a `linux.resources` object.
 ///
 /// # Errors
 /// When it is none.
-pub fn check_resources(json: &[u8]) -> Result<(Vec<u8>, Option<i64>), Malformed> {
-    let checked: Result<LinuxResources, _> = serde_json::from_slice(json);
-    match checked {
-        Ok(resources) => {
-            let memory = resources.memory().as_ref();
-            let limit = memory.and_then(LinuxMemory::limit);
-            Ok((json.to_owned(), limit))
-        }
-        Err(source) => Err(Malformed {
-            what: "linux.resources",
-            source,
-        }),
-    }
+pub fn read_resources(json: &[u8]) -> Result<LinuxResources, Malformed> {
+    serde_json::from_slice(json).map_err(|source| Malformed {
+        what: "linux.resources",
+        source,
+    })
 }

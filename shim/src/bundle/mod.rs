@@ -20,7 +20,7 @@ use oci_spec::runtime::{
 
 use self::devices::Device;
 
-pub use self::load::{BundleError, Malformed, check_resources, host_root, load, translate_process};
+pub use self::load::{BundleError, Malformed, host_root, load, read_resources, translate_process};
 pub use self::mounts::{BlockSource, BlockVolume, Volume};
 pub use self::namespaces::{Neighbours, Network, Nobody};
 use crate::hooks::Hooks;

@@ -340,9 +340,10 @@ fn an_added_process_loses_its_labels_and_has_the_requests_terminal() {
 
 #[test]
 fn objects_of_requests_are_checked() {
-    let (_, limit) = check_resources(b"{ \"memory\": { \"limit\": 4096 } }").unwrap();
+    let resources = read_resources(b"{ \"memory\": { \"limit\": 4096 } }").unwrap();
+    let limit = resources.memory().as_ref().unwrap().limit();
     assert_eq!(limit, Some(4096));
-    assert!(check_resources(b"{ \"memory\": 7 }").is_err());
+    assert!(read_resources(b"{ \"memory\": 7 }").is_err());
     assert!(translate_process(b"", false).is_err());
 }
 

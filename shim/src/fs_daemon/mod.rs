@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::process::Child;
 
+use crate::host_cgroup::HostCgroup;
 use crate::spawn::{self, spawn_from_thread};
 use crate::state_dir::StateDir;
 
@@ -46,7 +47,11 @@ pub enum FsDaemonError {
 ///
 /// # Errors
 /// When it cannot be started.
-pub fn start(program: &Path, state: &StateDir) -> Result<(Child, OwnedFd), FsDaemonError> {
+pub fn start(
+    program: &Path,
+    state: &StateDir,
+    cgroup: Option<&HostCgroup>,
+) -> Result<(Child, OwnedFd), FsDaemonError> {
     let prepare = |path: &Path, source| FsDaemonError::Prepare {
         path: path.to_owned(),
         source,
@@ -76,6 +81,7 @@ pub fn start(program: &Path, state: &StateDir) -> Result<(Child, OwnedFd), FsDae
         .arg("--xattrmap=:map:trusted.:user.virtiofs.:")
         .args(["--inode-file-handles=never", "--log-level=warn"]);
     confine::keep_memory_out_of_dumps(&mut command);
+    spawn::into_cgroup(&mut command, cgroup).map_err(FsDaemonError::Confine)?;
     let failed = |source| FsDaemonError::Start {
         program: program.to_owned(),
         source,

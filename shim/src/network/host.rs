@@ -30,6 +30,8 @@ use tokio::time::timeout;
 
 use super::inspect::Interface;
 use super::{Network, NetworkError, follow, inspect, namespace};
+use crate::host_cgroup::HostCgroup;
+use crate::spawn;
 use crate::supervise::Supervised;
 
 /// Sets user and rights of a program (util-linux).
@@ -79,14 +81,20 @@ impl Network {
     ///
     /// # Errors
     /// When pasta is not there, or does not make an interface.
-    pub async fn join_host(&self, pasta: &Path, user: u32) -> Result<Supervised, HostNetworkError> {
+    pub async fn join_host(
+        &self,
+        pasta: &Path,
+        user: u32,
+        cgroup: Option<&HostCgroup>,
+    ) -> Result<Supervised, HostNetworkError> {
         if !pasta.is_file() {
             let path = pasta.to_owned();
             return Err(HostNetworkError::Missing { path });
         }
         self.stand_for_host();
         let mut changes = follow::Changes::of(self.namespace())?;
-        let started = start(pasta, user, self.namespace()).map_err(HostNetworkError::Start)?;
+        let started = start(pasta, user, self.namespace(), cgroup);
+        let started = started.map_err(HostNetworkError::Start)?;
         let handle = namespace::netlink(self.namespace())?;
         let ready = async {
             loop {
@@ -133,7 +141,12 @@ async fn add_routes(handle: &Handle, interface: &Interface) -> Result<(), HostNe
     Ok(())
 }
 
-fn start(pasta: &Path, user: u32, namespace: &File) -> io::Result<Supervised> {
+fn start(
+    pasta: &Path,
+    user: u32,
+    namespace: &File,
+    cgroup: Option<&HostCgroup>,
+) -> io::Result<Supervised> {
     let mut command = Command::new(SETPRIV);
     command
         .args(["--no-new-privs", "--clear-groups"])
@@ -166,6 +179,7 @@ fn start(pasta: &Path, user: u32, namespace: &File) -> io::Result<Supervised> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
+    spawn::into_cgroup(&mut command, cgroup)?;
     Ok(Supervised::new("pasta", command.spawn()?))
 }
 

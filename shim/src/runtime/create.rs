@@ -1,5 +1,6 @@
 //! Create: from a bundle to a machine with a container in it.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -7,8 +8,9 @@ use agent_protocol::{self as agent, SHARE_PATH};
 use containerd_shim::protos::api::CreateTaskRequest;
 use containerd_shim::protos::events::task as event;
 use log::warn;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxMemory, LinuxResources};
 use protobuf::MessageField;
+use vmm_control::Disk;
 
 use super::host_network::HostNetwork;
 use super::members::{HostSide, Others};
@@ -22,6 +24,7 @@ use crate::container::{Container, Process};
 use crate::error::{TaskError, chain};
 use crate::events::TaskEvent;
 use crate::hooks::Subject;
+use crate::host_cgroup::HostCgroup;
 use crate::memory::Sizes;
 use crate::port_forward::Bound;
 use crate::rootfs;
@@ -99,15 +102,41 @@ impl Runtime {
     /// The first container of a machine, and the machine.
     async fn boot(&self, request: &CreateTaskRequest) -> Result<u32> {
         let config = Config::load().map_err(|e| TaskError::failed(&e))?;
-        let mut wanted = Wanted::read(request, &Nobody, config.host_pid)?;
+        let wanted = Wanted::read(request, &Nobody, config.host_pid)?;
         let disks = block_volumes::open(&wanted.guest.block_volumes);
         let disks = disks.map_err(|e| TaskError::failed(&e))?;
         let bound = wanted.bind()?;
+        let cgroup = HostCgroup::of(wanted.cgroups_path.as_deref());
+        let cgroup = cgroup.map_err(|e| TaskError::failed(&e))?.map(Arc::new);
+        if let Some(cgroup) = &cgroup {
+            cgroup.weigh(&wanted.resources);
+        }
+        let booted = self.boot_in(cgroup.clone(), request, &config, wanted, disks, bound);
+        let booted = booted.await;
+        if let Some(cgroup) = cgroup
+            && booted.is_err()
+        {
+            cgroup.remove();
+        }
+        booted
+    }
 
+    async fn boot_in(
+        &self,
+        cgroup: Option<Arc<HostCgroup>>,
+        request: &CreateTaskRequest,
+        config: &Config,
+        mut wanted: Wanted,
+        disks: Vec<Disk<OwnedFd>>,
+        bound: Bound,
+    ) -> Result<u32> {
         let state = StateDir::at(&config.state, &self.0.namespace, &request.id)
             .map_err(|e| TaskError::failed(&e))?;
         state.create().map_err(|e| TaskError::failed(&e))?;
-        let noted = state.note_address(&self.0.address);
+        let cgroup_note = cgroup.as_ref().and_then(|cgroup| cgroup.note());
+        let noted = state
+            .note_address(&self.0.address)
+            .and_then(|()| cgroup_note.map_or(Ok(()), |cgroup| state.note_cgroup(cgroup)));
         let shared = noted.map_err(|e| TaskError::failed(&e)).and_then(|()| {
             let share = Share::open(&state).map_err(|e| TaskError::failed(&e))?;
             wanted.show(request, &share).map(|()| share)
@@ -127,15 +156,16 @@ impl Runtime {
             bundle::Network::Host | bundle::Network::Machine | bundle::Network::Of(_) => None,
         };
         let mut memory = Sizes::new(config.memory_mib, config.memory_max_mib);
-        memory.limit(&request.id, wanted.memory_limit);
+        memory.limit(&request.id, wanted.memory_limit());
         let joins_host = wanted.guest.network == bundle::Network::Host;
         let plan = Plan {
-            config: &config,
+            config,
             state,
             id: &request.id,
             share,
             memory,
             disks,
+            cgroup,
             network,
         };
         let sandbox = Sandbox::boot(plan).await.map_err(|e| match e.hint() {
@@ -147,7 +177,7 @@ impl Runtime {
         let created = async {
             let mut host_network = None;
             if joins_host {
-                host_network = Some(HostNetwork::start(&sandbox, &network, &config).await?);
+                host_network = Some(HostNetwork::start(&sandbox, &network, config).await?);
             }
             let place = Place::In(network.namespace());
             let stand_ins = stand_in(&sandbox, &request.id, &place).await?;
@@ -196,7 +226,7 @@ impl Runtime {
             wanted.show(request, &sandbox.share)?;
             let added = sandbox.disks.add(&request.id, disks).await;
             added.map_err(|e| TaskError::failed(&e))?;
-            sandbox.memory.limit(&request.id, wanted.memory_limit);
+            sandbox.memory.limit(&request.id, wanted.memory_limit());
             let network = &wanted.guest.network;
             let (stand_ins, on_host) =
                 beside(sandbox, &request.id, network, others, &config).await?;
@@ -259,8 +289,9 @@ struct Wanted {
     annotations: Annotations,
     /// Whether it could bind ports below 1024 on a host.
     privileged_ports: bool,
-    /// In bytes, or what its specification says instead of a number.
-    memory_limit: Option<i64>,
+    /// Of the host's; the guest's has another name.
+    cgroups_path: Option<PathBuf>,
+    resources: LinuxResources,
 }
 
 impl Wanted {
@@ -278,7 +309,9 @@ impl Wanted {
             checked.map_err(|e| TaskError::Invalid(e.to_string()))?;
         }
         let root = bundle::host_root(&spec, &bundle, !request.rootfs.is_empty());
-        let memory_limit = memory_limit(&spec);
+        let linux = spec.linux().as_ref();
+        let cgroups_path = linux.and_then(|linux| linux.cgroups_path().clone());
+        let resources = linux.and_then(|linux| linux.resources().clone());
         let privileged_ports = bundle::may_bind_privileged_ports(&spec);
         let root_in_guest = Path::new(SHARE_PATH).join(share::root_place(&request.id));
         let guest = bundle::translate(spec, &request.id, &root_in_guest, neighbours)
@@ -289,8 +322,15 @@ impl Wanted {
             guest,
             annotations,
             privileged_ports,
-            memory_limit,
+            cgroups_path,
+            resources: resources.unwrap_or_default(),
         })
+    }
+
+    /// In bytes, or what its specification says instead of a number.
+    fn memory_limit(&self) -> Option<i64> {
+        let memory = self.resources.memory().as_ref();
+        memory.and_then(LinuxMemory::limit)
     }
 
     fn bind(&self) -> Result<Bound> {
@@ -341,15 +381,6 @@ async fn create_in(
     let created = sandbox.agent.create(patience(), &create).await?;
     let init = Process::new("", paths, streams, subject.pid);
     Ok((init, created.pid))
-}
-
-/// The container's limit in bytes, or what the specification means by none.
-fn memory_limit(spec: &Spec) -> Option<i64> {
-    spec.linux()
-        .as_ref()
-        .and_then(|linux| linux.resources().as_ref())
-        .and_then(|resources| resources.memory().as_ref())
-        .and_then(oci_spec::runtime::LinuxMemory::limit)
 }
 
 /// Where the snapshotter's mounts are to be, if it gives any.

@@ -75,6 +75,9 @@ impl Runtime {
         };
         hooks.stopped(&subject).await;
         if machine.is_none() {
+            if let Some(cgroup) = self.members().take_cgroup() {
+                cgroup.remove();
+            }
             // What a Delete before this one may have failed to remove, and the bundle's mounts.
             let cleaned = cleanup::clean_up(&state, mounts.as_deref());
             cleaned.map_err(|e| TaskError::failed(&e))?;

@@ -48,7 +48,9 @@ impl HostNetwork {
         let user = users::of(&sandbox.state).ok_or_else(|| {
             TaskError::Failed("the sandbox's folder does not say which user it has".into())
         })?;
-        let joined = network.join_host(&config.pasta, user).await;
+        let joined = network
+            .join_host(&config.pasta, user, sandbox.cgroup.as_deref())
+            .await;
         let pasta = joined.map_err(|e| TaskError::failed(&e))?;
         if let Err(e) = sandbox.state.note_process(pasta.pid) {
             pasta.end(Duration::ZERO).await;

@@ -12,6 +12,7 @@ use crate::bundle::Neighbours;
 use crate::container::Container;
 use crate::error::TaskError;
 use crate::grouping;
+use crate::host_cgroup::HostCgroup;
 use crate::network::Network;
 use crate::port_forward::Forwards;
 use crate::sandbox::Sandbox;
@@ -22,6 +23,8 @@ use crate::stand_ins::StandIns;
 pub(super) struct Members {
     machine: Option<Arc<Sandbox>>,
     containers: HashMap<String, Member>,
+    /// Of the machine that is or was here, until it is removed.
+    cgroup: Option<Arc<HostCgroup>>,
     /// A container is being created in the machine.
     joining: bool,
 }
@@ -93,7 +96,13 @@ impl Members {
 
     /// A machine was booted.
     pub(super) fn boot(&mut self, machine: Arc<Sandbox>) {
+        self.cgroup.clone_from(&machine.cgroup);
         self.machine = Some(machine);
+    }
+
+    /// Takes the cgroup of the machine that was here.
+    pub(super) fn take_cgroup(&mut self) -> Option<Arc<HostCgroup>> {
+        self.cgroup.take()
     }
 
     pub(super) fn add(&mut self, container: Container, host_side: HostSide) {

@@ -26,6 +26,7 @@ use agent_protocol::{self as agent, AgentClient};
 use containerd_shim::protos::api::ExecProcessRequest;
 use containerd_shim::protos::cgroups_v2::metrics::Metrics;
 use containerd_shim::protos::events::task as event;
+use oci_spec::runtime::LinuxMemory;
 use protobuf::MessageField;
 use protobuf::well_known_types::timestamp::Timestamp;
 use tokio::sync::{Mutex, Notify};
@@ -303,17 +304,25 @@ impl Runtime {
     /// When it is over, or the kernel refuses.
     pub async fn update(&self, id: &str, resources: &[u8]) -> Result<()> {
         let (_, agent) = self.live(id, "")?;
-        let (resources, memory_limit) =
-            bundle::check_resources(resources).map_err(|e| TaskError::Invalid(chain(&e)))?;
+        let asked = bundle::read_resources(resources);
+        let asked = asked.map_err(|e| TaskError::Invalid(chain(&e)))?;
         let request = agent::UpdateRequest {
             container_id: id.to_owned(),
-            resources,
+            resources: resources.to_owned(),
             ..Default::default()
         };
         agent.update(patience(), &request).await?;
-        if memory_limit.is_some() {
-            let members = self.members();
-            members.sandbox()?.memory.limit(id, memory_limit);
+        let members = self.members();
+        let sandbox = members.sandbox()?;
+        let memory = asked.memory().as_ref();
+        if let Some(limit) = memory.and_then(LinuxMemory::limit) {
+            sandbox.memory.limit(id, Some(limit));
+        }
+        // The group is that of the machine's first container.
+        if let Some(cgroup) = &sandbox.cgroup
+            && id == self.0.id
+        {
+            cgroup.weigh(&asked);
         }
         Ok(())
     }

@@ -42,7 +42,8 @@ pub(super) async fn stand_in(
     id: &str,
     place: &Place<'_>,
 ) -> Result<Arc<StandIns>> {
-    let stand_ins = StandIns::start(id, place).map_err(|e| TaskError::failed(&e))?;
+    let stand_ins = StandIns::start(id, place, sandbox.cgroup.as_deref());
+    let stand_ins = stand_ins.map_err(|e| TaskError::failed(&e))?;
     if let Err(e) = sandbox.state.note_process(stand_ins.pid()) {
         stand_ins.end().await;
         return Err(TaskError::failed(&e));

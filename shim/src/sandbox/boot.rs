@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::disks::Disks;
 use crate::error::chain;
 use crate::fs_daemon::{self, FsDaemonError};
+use crate::host_cgroup::HostCgroup;
 use crate::log_lines::{self, LastLine};
 use crate::memory::{Memory, Sizes};
 use crate::network::{self, Cards, Network, NetworkError};
@@ -102,6 +103,8 @@ pub struct Plan<'a> {
     pub memory: Sizes,
     /// Its disks but for the guest's image: its first container's block devices.
     pub disks: Vec<Disk<OwnedFd>>,
+    /// The cgroup for its processes; the shim's own without.
+    pub cgroup: Option<Arc<HostCgroup>>,
     /// The network namespace to be in; a new one without.
     pub network: Option<&'a Path>,
 }
@@ -116,6 +119,7 @@ impl Sandbox {
             state: plan.state,
             ports: Arc::default(),
             gone: Gone::default(),
+            cgroup: plan.cgroup,
             fs_daemon: None,
             vmm: None,
         };
@@ -143,6 +147,7 @@ struct Booting {
     state: StateDir,
     ports: Arc<Ports>,
     gone: Gone,
+    cgroup: Option<Arc<HostCgroup>>,
     fs_daemon: Option<Supervised>,
     vmm: Option<(Supervised, Control)>,
 }
@@ -165,11 +170,13 @@ impl Booting {
             uid: users::claim(&config.state, &self.state, &config.jail.users())?,
             core_scheduling: config.jail.core_scheduling,
         };
-        let (vmm, control, events) = vmm_process::start(&config.vmm, network, jail)?;
+        let (vmm, control, events) =
+            vmm_process::start(&config.vmm, network, jail, self.cgroup.as_deref())?;
         let vmm = self.supervise("hull-vmm", vmm)?;
         let vmm_ended = vmm.ended();
         self.vmm = Some((vmm, control.clone()));
-        let (daemon, connection) = fs_daemon::start(&config.virtiofsd, &self.state)?;
+        let (daemon, connection) =
+            fs_daemon::start(&config.virtiofsd, &self.state, self.cgroup.as_deref())?;
         let daemon = self.supervise("virtiofsd", daemon)?;
         let daemon_ended = daemon.ended();
         self.fs_daemon = Some(daemon);
@@ -311,6 +318,7 @@ impl Booting {
             cards,
             disks,
             memory,
+            cgroup: self.cgroup,
             network,
         }
     }

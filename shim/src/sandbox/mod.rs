@@ -20,6 +20,7 @@ pub use assets::{AssetError, CMDLINE};
 pub use boot::{BootError, Plan};
 
 use crate::disks::Disks;
+use crate::host_cgroup::HostCgroup;
 use crate::memory::Memory;
 #[cfg(test)]
 use crate::memory::Sizes;
@@ -51,6 +52,8 @@ pub struct Sandbox {
     pub disks: Disks,
     /// Its memory.
     pub memory: Memory,
+    /// The cgroup that its processes begin in, if its first container names one.
+    pub cgroup: Option<Arc<HostCgroup>>,
     /// The network that the VMM is in: that of its first container.
     pub network: Network,
 }
@@ -79,6 +82,7 @@ impl Sandbox {
         let disks = Disks::of("", &[], 0, control.clone(), agent.clone());
         Self {
             disks,
+            cgroup: None,
             share: Share::at(&state),
             state,
             control,

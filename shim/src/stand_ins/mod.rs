@@ -29,7 +29,8 @@ use tokio::process::{ChildStdin, ChildStdout, Command};
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
-use crate::spawn::{Place, spawn_from_thread};
+use crate::host_cgroup::HostCgroup;
+use crate::spawn::{self, Place, spawn_from_thread};
 use crate::supervise::Supervised;
 use figure::{Figure, Kind};
 use further::Further;
@@ -79,7 +80,11 @@ impl StandIns {
     ///
     /// # Errors
     /// When it cannot be started, or may not be in the namespace.
-    pub fn start(id: &str, network: &Place<'_>) -> Result<Arc<Self>, StandInError> {
+    pub fn start(
+        id: &str,
+        network: &Place<'_>,
+        cgroup: Option<&HostCgroup>,
+    ) -> Result<Arc<Self>, StandInError> {
         let error = |what| move |source| StandInError { what, source };
         let figure = Figure::of_container(id);
         let mut command = Command::new(PROGRAM);
@@ -93,6 +98,7 @@ impl StandIns {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .kill_on_drop(true);
+        spawn::into_cgroup(&mut command, cgroup).map_err(error("enter the cgroup"))?;
         let enter = || {
             network
                 .enter()

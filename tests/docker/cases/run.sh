@@ -114,6 +114,19 @@ block_io() {
 	losetup --detach "$loop"
 }
 
+#: `--cgroup-parent`: the container's group of the host, and its weight there, also by `update`
+cgroup_parent() {
+	docker run -d --name grouped --cgroup-parent /sea --cpu-shares 512 busybox sleep 1001 >/dev/null
+	group=/sys/fs/cgroup/sea/$(docker inspect --format '{{.Id}}' grouped)
+	grep -qx "$(docker inspect --format '{{.State.Pid}}' grouped)" "$group/cgroup.procs"
+	cat "$group/cpu.weight"
+	docker update --cpu-shares 2048 grouped
+	cat "$group/cpu.weight"
+	docker rm -f grouped
+	wait_for test ! -e "$group"
+	rmdir /sys/fs/cgroup/sea
+}
+
 #: `--ipc private`, `--ipc shareable`, `--ipc container:X`, `--pid container:X`
 shared_namespaces() {
 	docker run -d --name first --ipc shareable busybox sh -c 'echo said >/dev/shm/word; sleep 1001'
