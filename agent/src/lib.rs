@@ -29,6 +29,7 @@ pub mod names;
 pub mod network;
 pub mod operation;
 pub mod processes;
+pub mod processors;
 pub mod reaper;
 pub mod server;
 pub mod shares;
@@ -94,6 +95,7 @@ where
         networks: Arc::new(Networks::new(cards)),
         events,
         grants,
+        processors: Arc::default(),
         stopped: Arc::clone(&stopped),
     };
 

@@ -29,6 +29,7 @@ use crate::listening;
 use crate::memory::Grants;
 use crate::names;
 use crate::network::{Namespace, Networks};
+use crate::processors::Processors;
 use crate::shares::Shares;
 use crate::stdio::{Ports, StdioError};
 
@@ -47,6 +48,8 @@ pub struct Service {
     pub events: Arc<Events>,
     /// How much memory the machine may have.
     pub grants: Arc<Grants>,
+    /// The machine's.
+    pub processors: Arc<Processors>,
     /// Told once everything is stopped.
     pub stopped: Arc<Notify>,
 }
@@ -72,6 +75,8 @@ impl Agent for Service {
             mounted.map_err(internal)?;
         }
         let kernel = nix::sys::utsname::uname().map_err(internal)?;
+        let (processors, containers) = (Arc::clone(&self.processors), self.containers.clone());
+        tokio::spawn(async move { processors.online(containers.reaper()).await });
         Ok(HelloResponse {
             kernel_release: kernel.release().to_string_lossy().into_owned(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -80,10 +85,11 @@ impl Agent for Service {
     }
 
     async fn create(&self, _: &TtrpcContext, req: CreateRequest) -> ttrpc::Result<CreateResponse> {
-        let containers = self.containers.clone();
+        let (processors, containers) = (Arc::clone(&self.processors), self.containers.clone());
         let ports = ports(&req.stdio)?;
         let disks = disks_of(&req.disks)?;
         let created = to_its_end(async move {
+            processors.online(containers.reaper()).await;
             let id = &req.container_id;
             containers.create(id, &req.spec, &disks, ports).await
         });

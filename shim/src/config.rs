@@ -1,6 +1,7 @@
 //! `/etc/hull/config.toml`: where things are and how large a machine is.
 
 use std::io;
+use std::num::NonZero;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +9,9 @@ use serde::Deserialize;
 
 /// Where it is, unless `HULL_CONFIG` says otherwise.
 pub const PATH: &str = "/etc/hull/config.toml";
+
+/// As many as the guest's kernel is made for.
+const MAX_VCPUS: u8 = 64;
 
 /// More would leave a machine without interrupts for its other devices.
 const MAX_SPARE_DISKS: u8 = 4;
@@ -34,8 +38,8 @@ pub struct Config {
     pub pasta: PathBuf,
     /// Where each sandbox keeps its state.
     pub state: PathBuf,
-    /// vCPUs of a machine, 1 to 64.
-    pub vcpus: u8,
+    /// vCPUs of a machine, 1 to 64; as many as there are processors for the shim, unless they are named.
+    pub vcpus: Option<u8>,
     /// Memory that a machine boots with, in MiB.
     pub memory_mib: u32,
     /// The most memory that it grows to, in MiB; what the host has, unless it is named.
@@ -103,7 +107,7 @@ impl Default for Config {
             virtiofsd: "/usr/libexec/virtiofsd".into(),
             pasta: "/usr/bin/pasta".into(),
             state: "/run/hull".into(),
-            vcpus: 1,
+            vcpus: None,
             memory_mib: 512,
             memory_max_mib: None,
             spare_disks: 2,
@@ -137,6 +141,15 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// vCPUs of a machine.
+    #[must_use]
+    pub fn vcpus(&self) -> u8 {
+        self.vcpus.unwrap_or_else(|| {
+            let there = std::thread::available_parallelism().map_or(1, NonZero::get);
+            u8::try_from(there).unwrap_or(MAX_VCPUS).min(MAX_VCPUS)
+        })
+    }
+
     /// Reads the configuration; without a file, everything is as by default.
     ///
     /// # Errors
@@ -157,8 +170,11 @@ impl Config {
         };
         let config: Self =
             toml::from_str(text).map_err(|e| invalid(e.message().replace('\n', " ")))?;
-        if !(1..=64).contains(&config.vcpus) {
-            return Err(invalid(format!("vcpus is {}, not 1 to 64", config.vcpus)));
+        if let Some(vcpus) = config
+            .vcpus
+            .filter(|vcpus| !(1..=MAX_VCPUS).contains(vcpus))
+        {
+            return Err(invalid(format!("vcpus is {vcpus}, not 1 to {MAX_VCPUS}")));
         }
         if config.memory_mib < 128 {
             return Err(invalid(format!(
@@ -214,7 +230,7 @@ mod tests {
         assert_eq!(
             config,
             Config {
-                vcpus: 4,
+                vcpus: Some(4),
                 kernel: "/k".into(),
                 ..Config::default()
             }

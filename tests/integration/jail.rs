@@ -176,7 +176,7 @@ fn every_call_that_is_listed_is_made() {
 
     // A container: image, share, sockets, and a network card with a cable.
     let _hidden = host.hide("/etc/hull/config.toml");
-    let config = format!("vmm = \"{}\"\n", program.display());
+    let config = format!("vmm = \"{}\"\nvcpus = 1\n", program.display());
     fs::write("/etc/hull/config.toml", config).unwrap();
     let namespace = hull_tests::command("sh", &["-c", CABLE], b"");
     assert_eq!(namespace.status, 0, "{namespace:?}");

@@ -30,6 +30,8 @@ mod oci;
 mod oci_command;
 /// A container's processes, looked at from the host.
 mod processes;
+/// A container's processors.
+mod processors;
 /// Containers that run one command.
 mod run;
 /// Containers that share namespaces, and so a machine.

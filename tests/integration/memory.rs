@@ -10,7 +10,7 @@ const CONFIG: &str = "/etc/hull/config.toml";
 /// machine is done.
 fn small(host: &Host) -> Hidden {
     let hidden = host.hide(CONFIG);
-    fs::write(CONFIG, "memory_mib = 128\n").expect("write the configuration");
+    fs::write(CONFIG, "memory_mib = 128\nvcpus = 1\n").expect("write the configuration");
     hidden
 }
 

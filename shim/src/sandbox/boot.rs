@@ -194,7 +194,7 @@ impl Booting {
             kernel: assets.kernel,
             initrd: None,
             cmdline: assets::cmdline(config.debug_console),
-            vcpus: config.vcpus,
+            vcpus: config.vcpus(),
             memory_mib: config.memory_mib,
             serial,
             disks,

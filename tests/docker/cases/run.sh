@@ -102,7 +102,11 @@ out_of_memory() {
 
 #: `--cpus` unset: all the CPUs of the host
 all_resources() {
+	# The test host has Hull's machines have one.
+	sed -i.was '/^vcpus/d' /etc/hull/config.toml
 	test "$(docker run --rm busybox nproc)" = "$(nproc)"
+	docker run --rm --cpuset-cpus "$(($(nproc) - 1))" busybox sh -c 'nproc; grep Cpus_allowed_list /proc/self/status'
+	mv /etc/hull/config.toml.was /etc/hull/config.toml
 }
 
 #: `--blkio-weight`, `--device-read-bps`
