@@ -35,6 +35,65 @@ overlay() {
 	wait_for wget -q -O - http://127.0.0.1:8086/
 }
 
+# A second host: a network namespace with a dockerd of its own.
+second() { docker -H unix:///run/second.sock "$@"; }
+second_host() {
+	ip netns add second
+	ip link add first type veth peer name eth0 netns second
+	ip address add 198.18.30.1/24 dev first
+	ip link set first up
+	ip -n second address add 198.18.30.2/24 dev eth0
+	ip -n second link set eth0 up
+	ip -n second link set lo up
+	jq '. + {"bridge": "none"}' /etc/docker/daemon.json >/tmp/second.json
+	# containerd is the first's, and is to see what this one mounts.
+	setsid nsenter --net=/run/netns/second dockerd --host unix:///run/second.sock --config-file /tmp/second.json \
+		--data-root /var/lib/second --exec-root /run/second --pidfile /run/second.pid \
+		--containerd-namespace second --containerd-plugins-namespace second-plugins >>/var/log/dockerd.log 2>&1 </dev/null &
+	wait_for second version >/dev/null
+	docker save busybox | second load -q >/dev/null
+}
+end_second_host() {
+	second ps -aq | xargs -r docker -H unix:///run/second.sock rm -fv >/dev/null
+	second swarm leave -f >/dev/null 2>&1 || true
+	kill "$(cat /run/second.pid)"
+	while kill -0 "$(cat /run/second.pid 2>/dev/null)" 2>/dev/null; do sleep 0.1; done
+	ip netns delete second
+	rm -rf /var/lib/second
+}
+
+#: two hosts: `swarm join`, services on both, names, addresses and published ports across, `update`, `node update --availability drain`
+two_hosts() {
+	export -f second
+	trap end_second_host EXIT
+	second_host
+	docker swarm init --advertise-addr 198.18.30.1 >/dev/null
+	second swarm join --advertise-addr 198.18.30.2 --token "$(docker swarm join-token -q worker)" 198.18.30.1:2377
+	docker node ls --format '{{.Status}} {{.Availability}} {{.ManagerStatus}}' | sort
+	docker network create -d overlay --attachable --subnet 198.18.31.0/24 sea >/dev/null
+	docker service create --quiet --no-resolve-image --name web --network sea --replicas 2 -p 8086:80 busybox \
+		sh -c 'hostname >/index.html; exec httpd -f -h /' >/dev/null
+	wait_for bash -c 'test "$(docker ps -q --filter name=web | wc -l) $(second ps -q --filter name=web | wc -l)" = "1 1"'
+	here_web=$(docker ps -q --filter name=web) there_web=$(second ps -q --filter name=web)
+	# Both answer whoever asks, wherever that is.
+	both='for i in 1 2 3 4 5 6; do wget -q -O - http://web/ || true; done | sort -u | grep -c .'
+	wait_for bash -c "docker exec $here_web sh -c '$both' | grep -x 2"
+	wait_for bash -c "second exec $there_web sh -c '$both' | grep -x 2"
+	second exec "$there_web" nslookup -type=a tasks.web 127.0.0.11 | grep -c '^Name:'
+	# A port is published on each host, also where it is another's container that answers.
+	for at in 198.18.30.1 198.18.30.2; do
+		wait_for bash -c "for i in 1 2 3 4 5 6; do wget -q -O - http://$at:8086/; done | sort -u | grep -c . | grep -x 2"
+	done
+	docker service update --quiet --no-resolve-image --update-parallelism 1 --stop-grace-period 0s --env-add TURN=second web >/dev/null
+	docker service inspect --format '{{.UpdateStatus.State}}' web
+	docker node update --availability drain "$(second info --format '{{.Swarm.NodeID}}')" >/dev/null
+	wait_for bash -c 'test "$(docker ps -q --filter name=web | wc -l) $(second ps -q | wc -l)" = "2 0"'
+	docker node ls --format '{{.Status}} {{.Availability}}' | sort
+	wait_for wget -q -O /dev/null http://198.18.30.2:8086/
+	docker service rm web
+	wait_for sh -c 'test -z "$(docker ps -q)"'
+}
+
 #: `stack deploy`, `stack ls`, `services`, `ps`, `rm`; secrets and configs
 stacks() {
 	docker swarm init --advertise-addr 127.0.0.1 >/dev/null
