@@ -49,7 +49,8 @@ pub struct HostCgroup {
 
 impl HostCgroup {
     /// Makes the group that a configuration names, and those above it, unless they are there. Without a
-    /// path, or with one for systemd (`slice:prefix:name`), there is none: processes are where the shim is.
+    /// path, with one for systemd (`slice:prefix:name`), and on a host whose cgroups are of version 1, there is
+    /// none: processes are where the shim is.
     ///
     /// # Errors
     /// When it is no path, or the kernel refuses it.
@@ -62,7 +63,8 @@ impl HostCgroup {
 
     fn below(root: &Path, asked: &Path) -> Result<Option<Self>, HostCgroupError> {
         let relative = asked.strip_prefix("/").unwrap_or(asked);
-        if relative.as_os_str().is_empty() || is_systemds(asked) {
+        let is_version_2 = root.join("cgroup.controllers").exists();
+        if relative.as_os_str().is_empty() || is_systemds(asked) || !is_version_2 {
             return Ok(None);
         }
         let mut path = root.to_owned();
@@ -195,9 +197,15 @@ mod tests {
 
     use super::*;
 
+    fn hierarchy() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("cgroup.controllers"), "cpu misc\n").unwrap();
+        root
+    }
+
     #[test]
     fn a_group_is_made_where_it_is_asked_for_and_removed_once_it_is_empty() {
-        let root = tempfile::tempdir().unwrap();
+        let root = hierarchy();
         let group = HostCgroup::below(root.path(), Path::new("/sea/tide"));
         let group = group.unwrap().unwrap();
         assert_eq!(group.note(), Some(&*root.path().join("sea/tide")));
@@ -208,6 +216,8 @@ mod tests {
         again.remove();
         assert!(root.path().join("sea/tide").is_dir());
 
+        let handed_down = fs::read_to_string(root.path().join("cgroup.subtree_control"));
+        assert_eq!(handed_down.unwrap(), "+cpu");
         group.remove();
         group.remove();
         assert!(!root.path().join("sea/tide").exists());
@@ -216,7 +226,7 @@ mod tests {
 
     #[test]
     fn no_path_and_systemds_mean_no_group_and_others_are_refused() {
-        let root = tempfile::tempdir().unwrap();
+        let root = hierarchy();
         for asked in ["", "/", "system.slice:docker:0f", ":libpod:1"] {
             let group = HostCgroup::below(root.path(), Path::new(asked)).unwrap();
             assert!(group.is_none(), "{asked}");
@@ -226,6 +236,9 @@ mod tests {
             assert!(error.to_string().contains(asked), "{error}");
         }
         assert!(HostCgroup::of(None).unwrap().is_none());
+        let version_1 = tempfile::tempdir().unwrap();
+        let group = HostCgroup::below(version_1.path(), Path::new("/sea")).unwrap();
+        assert!(group.is_none());
     }
 
     #[test]
