@@ -25,7 +25,7 @@ pub struct OciArgs {
     /// Keep the shim's log as `log` in the container's folder below the root
     #[arg(long)]
     pub debug: bool,
-    /// Accepted for runc's sake: in the guest a cgroup goes by the container's name
+    /// Accepted for runc's sake: a cgroup whose path has systemd's form is systemd's
     #[arg(long)]
     pub systemd_cgroup: bool,
     /// Accepted for runc's sake: Hull needs root

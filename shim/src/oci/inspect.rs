@@ -108,7 +108,7 @@ pub(super) fn features() -> Value {
         "hooks": ["prestart", "createRuntime", "startContainer", "poststart", "poststop"],
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
-            "cgroup": { "v1": false, "v2": true, "systemd": false, "systemdUser": false, "rdma": false },
+            "cgroup": { "v1": false, "v2": true, "systemd": true, "systemdUser": false, "rdma": false },
             "seccomp": allow,
             "apparmor": no,
             "selinux": no,

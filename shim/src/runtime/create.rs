@@ -31,7 +31,7 @@ use crate::rootfs;
 use crate::sandbox::{Plan, Sandbox};
 use crate::share::{self, Share};
 use crate::spawn::Place;
-use crate::stand_ins::StandIns;
+use crate::stand_ins::{self, StandIns};
 use crate::state_dir::StateDir;
 use crate::stdio::{Owner, Paths};
 
@@ -94,6 +94,9 @@ impl Runtime {
 
     /// The machine is there, and watched from here on.
     pub(super) fn adopt_machine(&self, sandbox: Arc<Sandbox>) {
+        if let Some(cgroup) = &sandbox.cgroup {
+            cgroup.settle();
+        }
         let (agent, gone) = (sandbox.agent.clone(), sandbox.gone.clone());
         self.members().boot(sandbox);
         self.watch(agent, gone);
@@ -106,11 +109,10 @@ impl Runtime {
         let disks = block_volumes::open(&wanted.guest.block_volumes);
         let disks = disks.map_err(|e| TaskError::failed(&e))?;
         let bound = wanted.bind()?;
-        let cgroup = HostCgroup::of(wanted.cgroups_path.as_deref());
+        let path = wanted.cgroups_path.as_deref();
+        let holder = || stand_ins::holder(&request.id);
+        let cgroup = HostCgroup::of(path, &wanted.resources, holder).await;
         let cgroup = cgroup.map_err(|e| TaskError::failed(&e))?.map(Arc::new);
-        if let Some(cgroup) = &cgroup {
-            cgroup.weigh(&wanted.resources);
-        }
         let booted = self.boot_in(cgroup.clone(), request, &config, wanted, disks, bound);
         let booted = booted.await;
         if let Some(cgroup) = cgroup

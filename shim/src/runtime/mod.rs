@@ -312,8 +312,7 @@ impl Runtime {
             ..Default::default()
         };
         agent.update(patience(), &request).await?;
-        let members = self.members();
-        let sandbox = members.sandbox()?;
+        let sandbox = Arc::clone(self.members().sandbox()?);
         let memory = asked.memory().as_ref();
         if let Some(limit) = memory.and_then(LinuxMemory::limit) {
             sandbox.memory.limit(id, Some(limit));
@@ -322,7 +321,7 @@ impl Runtime {
         if let Some(cgroup) = &sandbox.cgroup
             && id == self.0.id
         {
-            cgroup.weigh(&asked);
+            cgroup.weigh(&asked).await;
         }
         Ok(())
     }

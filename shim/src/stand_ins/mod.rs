@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use agent_protocol as agent;
 use log::{debug, warn};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::{ChildStdin, ChildStdout, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
@@ -87,17 +87,8 @@ impl StandIns {
     ) -> Result<Arc<Self>, StandInError> {
         let error = |what| move |source| StandInError { what, source };
         let figure = Figure::of_container(id);
-        let mut command = Command::new(PROGRAM);
-        command
-            .arg0(figure.arg0())
-            .args(figure.further_args())
-            .env_clear()
-            .env(program::ROLE, figure.role(Kind::Init))
-            .current_dir("/")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true);
+        let mut command = command(&figure, Kind::Init);
+        command.stdout(Stdio::piped());
         spawn::into_cgroup(&mut command, cgroup).map_err(error("enter the cgroup"))?;
         let enter = || {
             network
@@ -183,6 +174,30 @@ impl StandIns {
             }
         });
     }
+}
+
+/// Starts a process for container `id` that does nothing until it is dropped, or the shim ends: it holds the place of others
+/// until these are there.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn holder(id: &str) -> io::Result<Child> {
+    command(&Figure::of_container(id), Kind::Further).spawn()
+}
+
+fn command(figure: &Figure, kind: Kind) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command
+        .arg0(figure.arg0())
+        .args(figure.further_args())
+        .env_clear()
+        .env(program::ROLE, figure.role(kind))
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
+    command
 }
 
 impl Inner {

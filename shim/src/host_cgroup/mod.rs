@@ -4,14 +4,25 @@
 //! A container's limits are kept in the guest. Of them the group has the weights alone, which mean something
 //! beside other machines; other limits are those of the groups above, which are the engine's or an
 //! administrator's (`docker run --cgroup-parent`).
+//!
+//! Where the engine leaves groups to systemd, it names a scope instead of a path, and systemd makes it.
+
+mod systemd;
+mod weights;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::{debug, warn};
 use oci_spec::runtime::LinuxResources;
+use tokio::process::Child;
+
+use crate::error::chain;
+use systemd::{Scope, SystemdError};
+use weights::Weights;
 
 /// Where the host's cgroups are (version 2).
 const ROOT: &str = "/sys/fs/cgroup";
@@ -28,6 +39,21 @@ pub enum HostCgroupError {
     /// It could lead out of the hierarchy.
     #[error("linux.cgroupsPath {} is no path of a cgroup", .0.display())]
     Path(PathBuf),
+    /// systemd has no scope for it.
+    #[error(
+        "start the scope that linux.cgroupsPath {} names; without systemd, set the engine's cgroup driver to \"cgroupfs\"",
+        path.display()
+    )]
+    Scope {
+        /// As the configuration has it.
+        path: PathBuf,
+        /// What systemd said.
+        #[source]
+        source: Box<SystemdError>,
+    },
+    /// A scope has a process from its start, and there is none.
+    #[error("start the first process of the scope of linux.cgroupsPath")]
+    Holder(#[source] io::Error),
     /// The kernel refuses a group.
     #[error("make the cgroup {} of linux.cgroupsPath", path.display())]
     Make {
@@ -43,57 +69,106 @@ pub enum HostCgroupError {
 #[derive(Debug)]
 pub struct HostCgroup {
     path: PathBuf,
-    /// It was not there before, so it is to be removed.
-    made: bool,
+    maker: Maker,
+}
+
+/// Who has made a group, and so removes it.
+#[derive(Debug)]
+enum Maker {
+    /// It was there before.
+    Another,
+    This,
+    Systemd {
+        scope: Scope,
+        /// Keeps the scope while nobody else is in it.
+        holder: Mutex<Option<Box<Child>>>,
+    },
 }
 
 impl HostCgroup {
-    /// Makes the group that a configuration names, and those above it, unless they are there. Without a
-    /// path, with one for systemd (`slice:prefix:name`), and on a host whose cgroups are of version 1, there is
-    /// none: processes are where the shim is.
+    /// Makes the group that a configuration names, and those above it, unless they are there, and sets the
+    /// weights that are asked for. A path of systemd's form (`slice:prefix:name`) is a scope, for which
+    /// `holder` starts a process that does nothing until it is dropped. Without a path, and on a host whose cgroups are of
+    /// version 1, there is none: processes are where the shim is.
     ///
     /// # Errors
-    /// When it is no path, or the kernel refuses it.
-    pub fn of(asked: Option<&Path>) -> Result<Option<Self>, HostCgroupError> {
-        match asked {
-            Some(asked) => Self::below(Path::new(ROOT), asked),
-            None => Ok(None),
+    /// When it is no path, or systemd or the kernel refuses it.
+    pub async fn of(
+        asked: Option<&Path>,
+        resources: &LinuxResources,
+        holder: impl FnOnce() -> io::Result<Child>,
+    ) -> Result<Option<Self>, HostCgroupError> {
+        let root = Path::new(ROOT);
+        let Some(asked) = asked.filter(|_| is_version_2(root)) else {
+            return Ok(None);
+        };
+        let weights = Weights::of(resources);
+        if let Some(scope) = Scope::parse(asked) {
+            let holder = holder().map_err(HostCgroupError::Holder)?;
+            return Self::of_systemd(scope, asked, &weights, holder)
+                .await
+                .map(Some);
         }
+        let group = Self::below(root, asked)?;
+        if let Some(group) = &group {
+            group.write(&weights);
+        }
+        Ok(group)
+    }
+
+    async fn of_systemd(
+        scope: Scope,
+        asked: &Path,
+        weights: &Weights,
+        holder: Child,
+    ) -> Result<Self, HostCgroupError> {
+        let error = |source| HostCgroupError::Scope {
+            path: asked.to_owned(),
+            source: Box::new(source),
+        };
+        let pid = holder.id().unwrap_or_default();
+        scope.start(pid, weights).await.map_err(error)?;
+        let path = group_of(pid).map_err(HostCgroupError::Holder)?;
+        let holder = Mutex::new(Some(Box::new(holder)));
+        Ok(Self {
+            path,
+            maker: Maker::Systemd { scope, holder },
+        })
     }
 
     fn below(root: &Path, asked: &Path) -> Result<Option<Self>, HostCgroupError> {
         let relative = asked.strip_prefix("/").unwrap_or(asked);
-        let is_version_2 = root.join("cgroup.controllers").exists();
-        if relative.as_os_str().is_empty() || is_systemds(asked) || !is_version_2 {
+        if relative.as_os_str().is_empty() {
             return Ok(None);
         }
         let mut path = root.to_owned();
-        let mut made = false;
+        let mut maker = Maker::Another;
         for component in relative.components() {
             let Component::Normal(name) = component else {
                 return Err(HostCgroupError::Path(asked.to_owned()));
             };
             hand_down_controllers(&path);
             path.push(name);
-            made = match fs::create_dir(&path) {
-                Ok(()) => true,
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
+            maker = match fs::create_dir(&path) {
+                Ok(()) => Maker::This,
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Maker::Another,
                 Err(source) => return Err(HostCgroupError::Make { path, source }),
             };
         }
-        Ok(Some(Self { path, made }))
+        Ok(Some(Self { path, maker }))
     }
 
     /// The group that a sandbox left behind, whose path was noted.
     #[must_use]
     pub fn left(path: PathBuf) -> Self {
-        Self { path, made: true }
+        let maker = Maker::This;
+        Self { path, maker }
     }
 
     /// What is to be noted of it, if it is to be removed one day.
     #[must_use]
     pub fn note(&self) -> Option<&Path> {
-        self.made.then_some(&self.path)
+        (!matches!(self.maker, Maker::Another)).then_some(&self.path)
     }
 
     /// A file to which a process writes `0` to move itself there (cgroup-v2.rst, "Processes").
@@ -105,9 +180,27 @@ impl HostCgroup {
         OpenOptions::new().write(true).open(path)
     }
 
+    /// It has processes that stay, and goes on without its holder.
+    pub fn settle(&self) {
+        if let Maker::Systemd { holder, .. } = &self.maker {
+            holder.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    }
+
     /// Sets the weights that are asked for, as far as the groups above have the controllers.
-    pub fn weigh(&self, resources: &LinuxResources) {
-        for (file, text) in weights(resources) {
+    pub async fn weigh(&self, resources: &LinuxResources) {
+        let weights = Weights::of(resources);
+        if let Maker::Systemd { scope, .. } = &self.maker {
+            if let Err(e) = scope.weigh(&weights).await {
+                warn!("weigh {}: {}", self.path.display(), chain(&e));
+            }
+        } else {
+            self.write(&weights);
+        }
+    }
+
+    fn write(&self, weights: &Weights) {
+        for (file, text) in weights.files() {
             let path = self.path.join(file);
             let file = OpenOptions::new().write(true).open(&path);
             let set = file.and_then(|mut file| file.write_all(text.as_bytes()));
@@ -119,29 +212,38 @@ impl HostCgroup {
         }
     }
 
-    /// Removes it, if it was made here, as soon as it is empty. One that others have entered stays.
+    /// Removes it, if it was made for the sandbox, as soon as it is empty. One that others have entered stays.
     pub fn remove(&self) {
-        if !self.made {
-            return;
-        }
+        self.settle();
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            match fs::remove_dir(&self.path) {
-                Err(e) if e.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(5));
+        // systemd sees that a scope is empty, and removes it; had it been removed before, systemd might not see.
+        let systemds = self.path.extension().is_some_and(|of| of == "scope");
+        while self.note().is_some() && self.path.exists() {
+            let over = Instant::now() > deadline;
+            if !systemds || over {
+                match fs::remove_dir(&self.path) {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => return,
+                    Err(e) if over || e.kind() != io::ErrorKind::ResourceBusy => {
+                        return warn!("remove the cgroup {}: {e}", self.path.display());
+                    }
+                    Ok(()) | Err(_) => {}
                 }
-                Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    return warn!("remove the cgroup {}: {e}", self.path.display());
-                }
-                Ok(()) | Err(_) => return,
             }
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
 
-/// Whether a path is one for systemd's driver: `slice:prefix:name`.
-fn is_systemds(path: &Path) -> bool {
-    !path.is_absolute() && path.to_string_lossy().matches(':').count() == 2
+fn is_version_2(root: &Path) -> bool {
+    root.join("cgroup.controllers").exists()
+}
+
+/// The group that a process is in (`cgroup(7)`, "/proc/pid/cgroup": version 2 has number 0).
+fn group_of(pid: u32) -> io::Result<PathBuf> {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+    let group = group.ok_or(io::ErrorKind::NotFound)?;
+    Ok(Path::new(ROOT).join(group))
 }
 
 /// Has the groups below `path` have its controllers. A group with processes of its own cannot, nor one whose
@@ -161,40 +263,8 @@ fn hand_down_controllers(path: &Path) {
     }
 }
 
-/// The files of a group that resources mean, with what is to be written.
-fn weights(resources: &LinuxResources) -> Vec<(&'static str, String)> {
-    let cpu = resources.cpu().as_ref();
-    let shares = cpu.and_then(oci_spec::runtime::LinuxCpu::shares);
-    let block = resources.block_io().as_ref();
-    let block = block.and_then(oci_spec::runtime::LinuxBlockIo::weight);
-    let cpu_weight = shares.filter(|&shares| shares > 0).map(cpu_weight);
-    let block = block.filter(|&weight| weight > 0);
-    // Each is for one of the kernel's ways to share a disk; a kernel may have neither.
-    let weights = [
-        ("cpu.weight", cpu_weight),
-        ("io.bfq.weight", block.map(u64::from)),
-        ("io.weight", block.map(io_weight)),
-    ];
-    let asked = weights.into_iter();
-    asked
-        .filter_map(|(file, weight)| Some((file, weight?.to_string())))
-        .collect()
-}
-
-/// `cpu.weight`, 1 to 10000, of the shares of cgroup version 1, 2 to 262144: as runc 1.1 and crun have it.
-fn cpu_weight(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
-}
-
-/// `io.weight`, 1 to 10000, of a weight of cgroup version 1, 10 to 1000.
-fn io_weight(weight: u16) -> u64 {
-    1 + (u64::from(weight).clamp(10, 1000) - 10) * 9999 / 990
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn hierarchy() -> tempfile::TempDir {
@@ -225,9 +295,9 @@ mod tests {
     }
 
     #[test]
-    fn no_path_and_systemds_mean_no_group_and_others_are_refused() {
+    fn no_path_means_no_group_and_one_that_leads_elsewhere_is_refused() {
         let root = hierarchy();
-        for asked in ["", "/", "system.slice:docker:0f", ":libpod:1"] {
+        for asked in ["", "/"] {
             let group = HostCgroup::below(root.path(), Path::new(asked)).unwrap();
             assert!(group.is_none(), "{asked}");
         }
@@ -235,28 +305,8 @@ mod tests {
             let error = HostCgroup::below(root.path(), Path::new(asked)).unwrap_err();
             assert!(error.to_string().contains(asked), "{error}");
         }
-        assert!(HostCgroup::of(None).unwrap().is_none());
         let version_1 = tempfile::tempdir().unwrap();
-        let group = HostCgroup::below(version_1.path(), Path::new("/sea")).unwrap();
-        assert!(group.is_none());
-    }
-
-    #[test]
-    fn weights_are_those_of_version_2() {
-        let told = |json| weights(&serde_json::from_value(json).unwrap());
-        for (shares, weight) in [(1, "1"), (2, "1"), (1024, "39"), (u64::MAX, "10000")] {
-            let asked = told(json!({ "cpu": { "shares": shares } }));
-            assert_eq!(asked, [("cpu.weight", weight.to_owned())]);
-        }
-        for (weight, version_2) in [(10, "1"), (500, "4950"), (1000, "10000")] {
-            let asked = told(json!({ "blockIO": { "weight": weight } }));
-            let both = [
-                ("io.bfq.weight", weight.to_string()),
-                ("io.weight", version_2.to_owned()),
-            ];
-            assert_eq!(asked, both);
-        }
-        let none = json!({ "cpu": { "shares": 0, "quota": 1000 }, "blockIO": { "weight": 0 } });
-        assert_eq!(told(none), []);
+        assert!(!is_version_2(version_1.path()));
+        assert!(is_version_2(root.path()));
     }
 }

@@ -1,0 +1,85 @@
+//! The weights that a configuration asks for, in cgroup version 2's terms (cgroup-v2.rst, "CPU", "IO").
+
+use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxResources};
+
+/// How much of the host a group is to have beside others; `None` leaves what there is.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Weights {
+    /// Processors: 1 to 10000.
+    pub(super) cpu: Option<u64>,
+    io: Option<Io>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Io {
+    /// As the configuration has it: 10 to 1000, which is also the scale of the BFQ scheduler.
+    asked: u16,
+}
+
+impl Weights {
+    pub(super) fn of(resources: &LinuxResources) -> Self {
+        let shares = resources.cpu().as_ref().and_then(LinuxCpu::shares);
+        let io = resources.block_io().as_ref();
+        let io = io.and_then(LinuxBlockIo::weight);
+        Self {
+            cpu: shares.filter(|&shares| shares > 0).map(cpu_weight),
+            io: io.filter(|&asked| asked > 0).map(|asked| Io { asked }),
+        }
+    }
+
+    /// Disks: 1 to 10000.
+    pub(super) fn io(&self) -> Option<u64> {
+        self.io.map(|io| io_weight(io.asked))
+    }
+
+    /// The files of a group that these mean, with what is to be written.
+    pub(super) fn files(&self) -> impl Iterator<Item = (&'static str, String)> {
+        // Each is for one of the kernel's ways to share a disk; a kernel may have neither.
+        let weights = [
+            ("cpu.weight", self.cpu),
+            ("io.bfq.weight", self.io.map(|io| io.asked.into())),
+            ("io.weight", self.io()),
+        ];
+        let asked = weights.into_iter();
+        asked.filter_map(|(file, weight)| Some((file, weight?.to_string())))
+    }
+}
+
+/// `cpu.weight` of the shares of cgroup version 1, 2 to 262144: as runc 1.1 and crun have it.
+fn cpu_weight(shares: u64) -> u64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+}
+
+/// `io.weight` of a weight of cgroup version 1, 10 to 1000.
+fn io_weight(weight: u16) -> u64 {
+    1 + (u64::from(weight).clamp(10, 1000) - 10) * 9999 / 990
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn weights_are_those_of_version_2() {
+        let told = |json| -> Vec<_> {
+            let weights = Weights::of(&serde_json::from_value(json).unwrap());
+            weights.files().collect()
+        };
+        for (shares, weight) in [(1, "1"), (2, "1"), (1024, "39"), (u64::MAX, "10000")] {
+            let asked = told(json!({ "cpu": { "shares": shares } }));
+            assert_eq!(asked, [("cpu.weight", weight.to_owned())]);
+        }
+        for (weight, version_2) in [(10, "1"), (500, "4950"), (1000, "10000")] {
+            let asked = told(json!({ "blockIO": { "weight": weight } }));
+            let both = [
+                ("io.bfq.weight", weight.to_string()),
+                ("io.weight", version_2.to_owned()),
+            ];
+            assert_eq!(asked, both);
+        }
+        let none = json!({ "cpu": { "shares": 0, "quota": 1000 }, "blockIO": { "weight": 0 } });
+        assert_eq!(told(none), []);
+    }
+}
