@@ -21,6 +21,7 @@
 //! the guest (`resolver`).
 
 mod actions;
+mod cables;
 mod follow;
 pub mod host;
 mod ingress;
@@ -33,7 +34,6 @@ mod tap;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
@@ -49,9 +49,7 @@ use vmm_control::{MacAddress, Nic, RateLimit};
 use crate::error::{TaskError, chain};
 use crate::ports::Ports;
 use crate::vmm_process::Control;
-
-/// What the taps are called; the kernel counts.
-const TAPS: &str = "hull%d";
+use cables::Cable;
 
 /// What their names begin with.
 const TAP: &str = "hull";
@@ -154,22 +152,6 @@ struct Plugged {
     told: agent::NetworkRequest,
     /// Whether the guest may ask the engine's resolver.
     names: bool,
-}
-
-/// An interface of the namespace and the tap beside it, by their numbers.
-#[derive(Debug, Clone, Copy)]
-struct Cable {
-    interface: u32,
-    tap: u32,
-}
-
-/// What a look at the namespace has found to be done.
-#[derive(Debug, Default)]
-struct Change {
-    /// Taps, each with its card.
-    taps: Vec<(usize, OwnedFd)>,
-    /// What the agent is to make of the cards.
-    configuration: agent::NetworkRequest,
 }
 
 impl Cards {
@@ -281,7 +263,7 @@ impl Network {
         let mut plugged = self.0.plugged.lock().await;
         let cards = &self.0.cards;
         let is_hosts = self.0.is_hosts.load(Ordering::Relaxed);
-        let looked = look(self.namespace(), is_hosts, cards, &mut plugged.cards).await;
+        let looked = cables::look(self.namespace(), is_hosts, cards, &mut plugged.cards).await;
         let change = looked.map_err(|e| TaskError::failed(&e))?;
         for (card, tap) in &change.taps {
             let sent = cards.control.plug(*card, tap);
@@ -356,7 +338,7 @@ impl Network {
                 for cable in plugged.cards.values().flatten() {
                     // It may be gone: engines take the interface away when the task is over.
                     redirect::end(&handle, cable.interface).await;
-                    remove_tap(&handle, *cable).await;
+                    cables::remove_tap(&handle, *cable).await;
                 }
             }
             Err(e) => warn!("give back network interfaces: {}", chain(&e)),
@@ -375,81 +357,6 @@ impl Network {
         let locked = self.0.follower.lock();
         locked.unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Looks at the namespace, and connects each interface that is new to a tap. `plugged` is what each
-/// card is then, whether all went well or not: what is half made has to be given back, too.
-async fn look(
-    namespace: &File,
-    with_taps: bool,
-    cards: &Cards,
-    plugged: &mut BTreeMap<usize, Option<Cable>>,
-) -> Result<Change, NetworkError> {
-    let handle = namespace::netlink(namespace)?;
-    let network = inspect::inspect(&handle, with_taps).await?;
-    let is_there = |index: u32| network.interfaces.iter().any(|it| it.index == index);
-    for cable in plugged.values_mut() {
-        if let Some(lost) = cable.take_if(|cable| !is_there(cable.interface)) {
-            remove_tap(&handle, lost).await;
-        }
-    }
-    let card_of = |plugged: &BTreeMap<usize, Option<Cable>>, index: u32| {
-        let mut cables = plugged.iter();
-        let leads = |cable: &Option<Cable>| cable.is_some_and(|it| it.interface == index);
-        cables.find_map(|(card, cable)| leads(cable).then_some(*card))
-    };
-    let (mut taps, mut added) = (Vec::new(), Vec::new());
-    for interface in &network.interfaces {
-        if card_of(plugged, interface.index).is_some() {
-            continue;
-        }
-        let idle = plugged.iter().find(|(_, cable)| cable.is_none());
-        let idle = idle.map(|(&card, _)| card).or_else(|| cards.take());
-        let card = idle.ok_or_else(|| NetworkError::NoCard(interface.name.clone()))?;
-        plugged.insert(card, None);
-        let (tap, cable) = plug(namespace, &handle, interface).await?;
-        plugged.insert(card, Some(cable));
-        taps.push((card, tap));
-        added.push((interface, cable));
-    }
-    // Who has Swarm's ingress network has another one for what it asks others.
-    if network.interfaces.len() > 1 && !added.is_empty() {
-        let ports = ingress::ports(namespace)?;
-        for (interface, cable) in added {
-            ingress::publish(&handle, interface, cable, &ports).await?;
-        }
-    }
-    let configuration = network.configuration(|index| card_of(plugged, index));
-    Ok(Change {
-        taps,
-        configuration,
-    })
-}
-
-/// A tap to which all leads that arrives at the interface.
-async fn plug(
-    namespace: &File,
-    handle: &rtnetlink::Handle,
-    interface: &inspect::Interface,
-) -> Result<(OwnedFd, Cable), NetworkError> {
-    let create = || {
-        tap::create(TAPS).map_err(|source| NetworkError::Tap {
-            interface: interface.name.clone(),
-            source,
-        })
-    };
-    let (tap, name) = namespace::inside(namespace, create)?;
-    let index = redirect::connect(handle, interface, &name).await?;
-    let cable = Cable {
-        interface: interface.index,
-        tap: index,
-    };
-    Ok((tap, cable))
-}
-
-/// Removes a tap that leads nowhere any more. It may be gone: hull-vmm had the last descriptor.
-async fn remove_tap(handle: &rtnetlink::Handle, cable: Cable) {
-    let _ = handle.link().del(cable.tap).execute().await;
 }
 
 /// The cards that a machine boots with.
