@@ -66,3 +66,28 @@ login() {
 	docker rmi "$image" >/dev/null
 	kill "$registry"
 }
+
+#: containerd's image store (`"features": {"containerd-snapshotter": true}`): `load`, `run`, `commit`, `diff`, `cp`, `build`, a restart
+containerd_store() {
+	configure '"features": {"containerd-snapshotter": true}'
+	stop_dockerd
+	start_dockerd
+	trap 'configure ""; stop_dockerd; start_dockerd' EXIT
+	docker info --format '{{.DriverStatus}}'
+	docker load -qi "$here/image.tar" >/dev/null
+	docker tag localhost/hull/busybox:latest busybox:latest
+	docker run --name made -v cargo:/cargo busybox sh -c 'echo tide >/file; echo kept >/cargo/file; rm /etc/group'
+	docker diff made | grep -v '^C /root'
+	docker cp made:/file - | tar -xO
+	docker commit --change 'CMD ["cat", "/file"]' made made:1 >/dev/null
+	docker run --rm made:1
+	printf 'FROM made:1\nRUN echo wave >>/file && chown 7:8 /file\n' | DOCKER_BUILDKIT=0 docker build -qt built - >/dev/null
+	docker run --rm built sh -c 'cat /file; stat -c %u:%g /file'
+	docker run -d --name again -v cargo:/cargo --restart on-failure busybox sh -c 'cat /cargo/file; sleep 1000' >/dev/null
+	wait_for_log again kept
+	docker restart -t 1 again
+	wait_for_log again 'kept.*kept'
+	docker rm -fv made again >/dev/null
+	docker volume rm cargo
+	docker rmi -f made:1 built busybox localhost/hull/busybox >/dev/null
+}
