@@ -7,13 +7,8 @@ use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxResources};
 pub(super) struct Weights {
     /// Processors: 1 to 10000.
     pub(super) cpu: Option<u64>,
-    io: Option<Io>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Io {
-    /// As the configuration has it: 10 to 1000, which is also the scale of the BFQ scheduler.
-    asked: u16,
+    /// Disks, as the configuration has it: 10 to 1000, which is also the scale of the BFQ scheduler.
+    bfq: Option<u16>,
 }
 
 impl Weights {
@@ -23,13 +18,13 @@ impl Weights {
         let io = io.and_then(LinuxBlockIo::weight);
         Self {
             cpu: shares.filter(|&shares| shares > 0).map(cpu_weight),
-            io: io.filter(|&asked| asked > 0).map(|asked| Io { asked }),
+            bfq: io.filter(|&weight| weight > 0),
         }
     }
 
     /// Disks: 1 to 10000.
     pub(super) fn io(&self) -> Option<u64> {
-        self.io.map(|io| io_weight(io.asked))
+        self.bfq.map(io_weight)
     }
 
     /// The files of a group that these mean, with what is to be written.
@@ -37,7 +32,7 @@ impl Weights {
         // Each is for one of the kernel's ways to share a disk; a kernel may have neither.
         let weights = [
             ("cpu.weight", self.cpu),
-            ("io.bfq.weight", self.io.map(|io| io.asked.into())),
+            ("io.bfq.weight", self.bfq.map(u64::from)),
             ("io.weight", self.io()),
         ];
         let asked = weights.into_iter();
