@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use agent_protocol as agent;
@@ -17,7 +16,7 @@ use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 
 use super::figure::{Figure, Kind};
-use super::{PATIENCE, PROGRAM, program};
+use super::{PATIENCE, command};
 
 /// Those of one container, by their process in the guest.
 #[derive(Debug)]
@@ -143,14 +142,8 @@ fn start(figure: &Figure, alive: &OwnedFd, report: &OwnedFd) -> io::Result<Child
     } else {
         Kind::Further
     };
-    Command::new(PROGRAM)
-        .arg0(figure.arg0())
-        .args(figure.further_args())
-        .env_clear()
-        .env(program::ROLE, figure.role(kind))
-        .current_dir("/")
+    command(figure, kind)
         .stdin(Stdio::from(alive.try_clone()?))
         .stdout(Stdio::from(report.try_clone()?))
-        .stderr(Stdio::null())
         .spawn()
 }

@@ -18,6 +18,7 @@ mod further;
 pub mod program;
 
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -87,8 +88,11 @@ impl StandIns {
     ) -> Result<Arc<Self>, StandInError> {
         let error = |what| move |source| StandInError { what, source };
         let figure = Figure::of_container(id);
-        let mut command = command(&figure, Kind::Init);
-        command.stdout(Stdio::piped());
+        let mut command = Command::from(command(&figure, Kind::Init));
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true);
         spawn::into_cgroup(&mut command, cgroup).map_err(error("enter the cgroup"))?;
         let enter = || {
             network
@@ -182,21 +186,24 @@ impl StandIns {
 /// # Errors
 /// When it cannot be started.
 pub fn holder(id: &str) -> io::Result<Child> {
-    command(&Figure::of_container(id), Kind::Further).spawn()
+    let mut command = Command::from(command(&Figure::of_container(id), Kind::Further));
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
 }
 
-fn command(figure: &Figure, kind: Kind) -> Command {
-    let mut command = Command::new(PROGRAM);
+/// What starts a stand-in, but for its input, with which it ends, and its output, on which it says that it is there.
+fn command(figure: &Figure, kind: Kind) -> std::process::Command {
+    let mut command = std::process::Command::new(PROGRAM);
     command
         .arg0(figure.arg0())
         .args(figure.further_args())
         .env_clear()
         .env(program::ROLE, figure.role(kind))
         .current_dir("/")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true);
+        .stderr(Stdio::null());
     command
 }
 
