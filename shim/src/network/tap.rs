@@ -1,6 +1,7 @@
 //! Taps.
 #![expect(unsafe_code, reason = "TUNSETIFF, which no crate wraps safely")]
 
+use std::ffi::c_char;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -28,14 +29,14 @@ pub(super) fn create(name: &str) -> io::Result<(OwnedFd, String)> {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
+        *to = c_char::from_ne_bytes([from]);
     }
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     request.ifr_ifru.ifru_flags = i16::try_from(flags).expect("these flags are a short");
     // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one `ifreq`, which `request` is.
     unsafe { tun_set_iff(tun.as_raw_fd(), &raw mut request) }?;
     let given = request.ifr_name.iter().take_while(|&&byte| byte != 0);
-    let given: Vec<u8> = given.map(|byte| byte.cast_unsigned()).collect();
+    let given: Vec<u8> = given.flat_map(|byte| byte.to_ne_bytes()).collect();
     let given = String::from_utf8(given).map_err(io::Error::other)?;
     Ok((tun.into(), given))
 }
