@@ -36,14 +36,19 @@ pub fn check(config: &Config) -> Vec<Finding> {
     ]
 }
 
+/// What KVM takes.
+const KVM_NEEDS: &str = if cfg!(target_arch = "aarch64") {
+    "boot the host's kernel at EL2, as firmware on bare metal does (dmesg says \"HYP mode not available\" \
+     where it is not)"
+} else {
+    "load the module kvm_intel or kvm_amd, enable virtualization in the firmware"
+};
+
 fn kvm() -> Result<String, String> {
     let path = "/dev/kvm";
     match OpenOptions::new().read(true).write(true).open(path) {
         Ok(_) => Ok(format!("{path} can be opened")),
-        Err(e) => Err(format!(
-            "open {path}: {e}; load the module kvm_intel or kvm_amd, enable virtualization in the \
-             firmware, and run as root"
-        )),
+        Err(e) => Err(format!("open {path}: {e}; {KVM_NEEDS}, and run as root")),
     }
 }
 
