@@ -1,4 +1,4 @@
-"""The emulated machine: QEMU with an x86-64 processor that offers hardware virtualization.
+"""The emulated machine: QEMU with a processor that offers hardware virtualization.
 
 A machine is booted once to "ready", stopped, and kept: its memory as a file, the rest of its state
 as QEMU's migration stream. From then on it is restored: the memory file mapped copy-on-write, so
@@ -32,24 +32,25 @@ class HostError(Exception):
 class Shape:
     """What makes one machine differ from another when it boots."""
 
+    arch: str
     cpus: int
     memory_mib: int
     docker: bool
     accelerator: str  # "kvm" or "tcg"
 
     def arguments(self, root):
-        processor = {"tcg": "EPYC-Rome,+svm,+npt", "kvm": "host,migratable=on"}[self.accelerator]
+        machine, processor, console = BOARDS[self.arch, self.accelerator]
         accelerator = {"tcg": "tcg,thread=multi,tb-size=1024", "kvm": "kvm"}[self.accelerator]
-        words = "console=ttyS0 panic=-1 quiet mitigations=off"
+        words = f"console={console} panic=-1 quiet mitigations=off"
         processors = self.cpus
-        if self.accelerator == "tcg":
+        if (self.arch, self.accelerator) == ("x86_64", "tcg"):
             # The first one is left idle: docs/test-host.md, "What goes wrong".
             words += " isolcpus=0"
             processors += 1
         words += " docker" if self.docker else ""
         return [
             f"{root}/qemu/run",
-            *("-machine", "q35,memory-backend=ram", "-accel", accelerator, "-cpu", processor),
+            *("-machine", f"{machine},memory-backend=ram", "-accel", accelerator, "-cpu", processor),
             *("-smp", str(processors), "-m", str(self.memory_mib)),
             *("-display", "none", "-no-reboot", "-nodefaults", "-no-user-config"),
             *("-kernel", f"{root}/vmlinuz", "-initrd", f"{root}/initrd", "-append", words),
@@ -60,6 +61,16 @@ class Shape:
             *("-device", "pcie-root-port,id=slot1,chassis=2"),
             *("-device", "virtio-serial-pci,max_ports=4"),
         ]
+
+
+# The board, processor and console by architecture and accelerator; each processor has virtualization of its own.
+BOARDS = {
+    ("x86_64", "tcg"): ("q35", "EPYC-Rome,+svm,+npt", "ttyS0"),
+    ("x86_64", "kvm"): ("q35", "host,migratable=on", "ttyS0"),
+    # Pointers signed by a cheap function: the architecture's own would take most of the emulation's time.
+    ("aarch64", "tcg"): ("virt,virtualization=on,gic-version=3", "max,pauth-impdef=on", "ttyAMA0"),
+    ("aarch64", "kvm"): ("virt,virtualization=on,gic-version=3", "host", "ttyAMA0"),
+}
 
 
 class Machine:
