@@ -1,6 +1,7 @@
 //! What holds the processes of a machine, looked at from the host (docs/security.md).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::env::consts::ARCH;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
@@ -144,13 +145,20 @@ fn a_machine_that_its_filter_stops_ends_and_the_log_says_so() {
     assert!(log.contains(said), "{log}");
 }
 
-/// The calls of a list that an ordinary machine makes, as the list says.
+/// The calls of a list that an ordinary machine of this architecture makes, as the list says.
 fn ordinary(list: &str) -> BTreeSet<String> {
     list.lines()
-        .filter(|line| !line.starts_with('#') && !line.starts_with("aarch64"))
+        .filter(|line| !line.starts_with('#'))
         .filter_map(|line| line.split_once('#'))
         .filter(|(_, reason)| !reason.trim().starts_with("(rare)"))
-        .filter_map(|(rule, _)| rule.trim_start_matches("x86_64").split_whitespace().next())
+        .filter_map(|(rule, _)| {
+            let mut words = rule.split_whitespace();
+            match words.next()? {
+                own if own == ARCH => words.next(),
+                "x86_64" | "aarch64" => None,
+                call => Some(call),
+            }
+        })
         .map(str::to_owned)
         .collect()
 }

@@ -1,5 +1,6 @@
 //! `hull-vmm` without shim and agent: boot, devices, ends.
 
+use std::env::consts::ARCH;
 use std::io::{Read, Seek, Write};
 
 use hull_tests::{Host, Machine, Tap, wait};
@@ -12,12 +13,13 @@ fn a_guest_boots_and_its_reboot_ends_the_machine() {
     let (reason, counters, console) = Machine::with_script("uname -sm").boot().finish();
 
     assert_eq!(reason, ExitReason::Reset, "{console}");
+    let system = format!("Linux {ARCH}");
     assert!(
-        console.contains("Linux x86_64") && console.contains("THE-END"),
+        console.contains(&system) && console.contains("THE-END"),
         "{console}"
     );
     assert!(
-        counters.boot_to_run_us > 0 && counters.exits_io > 0,
+        counters.boot_to_run_us > 0 && counters.exits_io + counters.exits_mmio > 0,
         "{counters:?}"
     );
 }
@@ -203,6 +205,18 @@ fn a_panic_ends_the_machine() {
     );
 }
 
+// Each architecture has an end of its own.
+#[cfg(target_arch = "aarch64")]
+#[test]
+fn a_guest_that_turns_itself_off_ends_the_machine() {
+    let _host = Host::take();
+
+    let (reason, _, console) = Machine::with_script("poweroff -f").boot().finish();
+
+    assert_eq!(reason, ExitReason::PoweredOff, "{console}");
+}
+
+#[cfg(target_arch = "x86_64")]
 #[test]
 fn a_triple_fault_ends_the_machine_and_is_named() {
     let _host = Host::take();

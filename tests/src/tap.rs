@@ -4,6 +4,7 @@
     reason = "TUNSETIFF has no safe wrapper in a library we use"
 )]
 
+use std::ffi::c_char;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -42,7 +43,7 @@ impl Tap {
             "{name} is too long for an interface"
         );
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-            *to = from.cast_signed();
+            *to = c_char::from_ne_bytes([from]);
         }
         let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
         request.ifr_ifru.ifru_flags = i16::try_from(flags).expect("the flags fit");

@@ -1,5 +1,7 @@
 //! config-linux.md: kernel parameters, paths, propagation, personality.
 
+use std::env::consts::ARCH;
+
 use serde_json::json;
 
 use super::{demand, fact, mount, section};
@@ -174,13 +176,19 @@ fn propagation() {
 #[test]
 fn personality() {
     section("config-linux.md#configLinuxPersonality", |cases| {
+        // What each architecture's kernel calls its 32-bit processor.
+        let narrow = if cfg!(target_arch = "aarch64") {
+            "armv8l"
+        } else {
+            "i686"
+        };
         cases.inside(
             |spec| spec["linux"]["personality"] = json!({ "domain": "LINUX32" }),
-            &[fact("LINUX32 is a 32-bit processor", "uname -m", "i686")],
+            &[fact("LINUX32 is a 32-bit processor", "uname -m", narrow)],
         );
         cases.inside(
             |spec| spec["linux"]["personality"] = json!({ "domain": "LINUX" }),
-            &[fact("LINUX is the processor", "uname -m", "x86_64")],
+            &[fact("LINUX is the processor", "uname -m", ARCH)],
         );
     });
 }
