@@ -11,16 +11,19 @@ CARGO := $(if $(filter $(ARCH),$(shell uname -m)),cargo,dist/cross/cargo $(ARCH)
 # Static, so that the programs run on any distribution and in an empty root.
 STATIC := dist/cross/cargo $(ARCH) build --quiet --release --locked
 
-.PHONY: help demo test check unit vm-test conformance oci filesystem test-docker endurance fuzz build guest install clean
+.PHONY: help demo test test-aarch64 check unit vm-test conformance oci filesystem test-docker endurance fuzz build guest install clean
 
 help: ## List the verbs
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
 
 demo: ## A container from its own kernel, from nothing; says what it does
-	@tests/demo/run
+	@tests/demo/run $(ARCH)
 
 test: ## Everything: check, unit, vm-test
 	@tests/run
+
+test-aarch64: ## The same of aarch64, on any machine
+	@tests/run aarch64
 
 check: ## Formatting, lints (ARCH=aarch64: that one's), documentation
 	cargo fmt --all --check
@@ -32,7 +35,7 @@ unit: ## Tests that need no virtual machine
 	cargo nextest run --locked --workspace --exclude hull-tests
 
 vm-test: ## Tests that need one: they run in the test host
-	@tests/integration/run
+	@tests/integration/run --arch $(ARCH)
 
 conformance: ## containerd's own client suite, on runc and on Hull, compared; half an hour
 	@tests/conformance/run
