@@ -2,7 +2,7 @@
 
 #: `logs`, `--tail`, `--since`, `-t`, `-f`
 logs() {
-	docker run -d --name talker busybox sh -c 'for word in one two three; do echo $word; done; echo four >&2; sleep 3; echo five' >/dev/null
+	docker run -d --name talker busybox sh -c 'for word in one two three; do echo $word; done; sleep 2; echo four >&2; sleep 2; echo five' >/dev/null
 	docker logs -f talker 2>/dev/null
 	docker logs --tail 2 talker
 	docker logs talker 2>&1 >/dev/null
@@ -31,8 +31,9 @@ exec_terminal() {
 	docker run -d --name host busybox sleep 1000 >/dev/null
 	cat >session <<-'EOF'
 		stty cols 90 rows 20
-		(sleep 4; stty cols 111 rows 22 </dev/tty; kill -WINCH $$) &
-		exec docker exec -it host sh -c 'sleep 2; stty size; sleep 5; stty size'
+		(wait_for docker exec host test -e /seen; stty cols 111 rows 22 </dev/tty; kill -WINCH $$) &
+		becomes='becomes() { until [ "$(stty size)" = "$1" ]; do sleep 0.2; done; stty size; }'
+		exec docker exec -it host sh -c "$becomes; becomes '20 90'; touch /seen; becomes '22 111'"
 	EOF
 	script --quiet --return --command 'bash session' /dev/null | sed 's/\^@//'
 	docker kill host
