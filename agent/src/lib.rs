@@ -93,6 +93,7 @@ where
         containers: Containers::new(host, reaper, Arc::clone(&events)),
         shares: Arc::new(Shares::default()),
         networks: Arc::new(Networks::new(cards)),
+        names: Arc::default(),
         events,
         grants,
         processors: Arc::default(),

@@ -27,7 +27,7 @@ use crate::forward::{self, ForwardError, Protocol};
 use crate::host::Host;
 use crate::listening;
 use crate::memory::Grants;
-use crate::names;
+use crate::names::Names;
 use crate::network::{Namespace, Networks};
 use crate::processors::Processors;
 use crate::shares::Shares;
@@ -44,6 +44,8 @@ pub struct Service {
     pub shares: Arc<Shares>,
     /// Where the network cards are.
     pub networks: Arc<Networks>,
+    /// Where containers can ask for names.
+    pub names: Arc<Names>,
     /// What happened.
     pub events: Arc<Events>,
     /// How much memory the machine may have.
@@ -209,6 +211,7 @@ impl Agent for Service {
     }
 
     async fn disconnect(&self, _: &TtrpcContext, req: NetworkId) -> ttrpc::Result<Empty> {
+        self.names.end(req.network);
         let disconnected = self.networks.disconnect(req.network).await;
         disconnected.map_err(internal)?;
         Ok(Empty::default())
@@ -267,10 +270,11 @@ impl Agent for Service {
     }
 
     async fn resolve(&self, _: &TtrpcContext, req: ResolveRequest) -> ttrpc::Result<Empty> {
-        match names::serve(self.host, req.host_port).await {
-            Ok(()) => Ok(Empty::default()),
-            Err(error) => Err(internal(error)),
-        }
+        let namespace = self.network(req.network).await?;
+        let names = &self.names;
+        let served = names.serve(req.network, &namespace, self.host, req.host_port);
+        served.await.map_err(internal)?;
+        Ok(Empty::default())
     }
 
     async fn grant(&self, _: &TtrpcContext, req: MemoryGrant) -> ttrpc::Result<Empty> {

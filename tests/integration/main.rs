@@ -22,6 +22,8 @@ mod jail;
 mod lifecycle;
 /// Memory that grows with what is used of it.
 mod memory;
+/// Names that an engine's resolver knows.
+mod names;
 /// The network of a namespace given by its path.
 mod network;
 /// The OCI runtime specification, demand by demand.

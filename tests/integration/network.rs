@@ -50,8 +50,13 @@ impl Namespace {
         })
     }
 
+    /// As `ip netns` knows it.
+    pub(super) fn name(&self) -> &str {
+        self.0
+    }
+
     /// The option of `ctr run` that puts a container here.
-    fn option(&self) -> String {
+    pub(super) fn option(&self) -> String {
         format!("network:/run/netns/{}", self.0)
     }
 }
@@ -66,7 +71,7 @@ impl Drop for Namespace {
 }
 
 #[track_caller]
-fn ip(words: &str) -> Finished {
+pub(super) fn ip(words: &str) -> Finished {
     let words: Vec<&str> = words.split(' ').collect();
     let done = command("ip", &words, b"");
     assert_eq!(done.status, 0, "{done:#?}");

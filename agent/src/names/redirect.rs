@@ -3,13 +3,13 @@
 //! addresses that it is shown (`BPF_PROG_TYPE_CGROUP_SOCK_ADDR`).
 //!
 //! Port 53 itself stays free: a container may listen at 0.0.0.0:53, as it may with the engine's own
-//! resolver. Only this network namespace is meant: what is made within a container, by another
+//! resolver. Only one network namespace is meant: what is made within a container, by another
 //! engine, has a 127.0.0.11 of its own.
 
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use crate::bpf::{
     CALL, EXIT, Instruction, JUMP_NOT_EQUAL_32, JUMP_NOT_EQUAL_REGISTER, LOAD_CONSTANT, LOAD_WORD,
@@ -66,23 +66,28 @@ const IP6: u16 = 8;
 const USER_PORT: u16 = 24;
 const PROTOCOL: u16 = 36;
 
-/// Redirects what all containers send, from now on.
-///
-/// # Errors
-/// What the kernel says.
-pub(super) fn install(ports: Ports) -> io::Result<()> {
-    let namespace = sys::network_namespace_cookie()?;
-    let cgroup = File::open(CONTAINERS)?;
-    for (hook, family, direction) in HOOKS {
-        let program = program(namespace, ports, family, direction);
-        let program = sys::load_program(ProgramKind::SocketAddress(hook), &program)?;
-        sys::attach_program(
-            cgroup.as_fd(),
-            program.as_fd(),
-            ProgramKind::SocketAddress(hook),
-        )?;
+/// The programs of one network, which are asked as long as this is there.
+pub(super) struct Redirect {
+    _links: Vec<OwnedFd>,
+}
+
+impl Redirect {
+    /// Redirects what containers send in the network namespace of that number (`SO_NETNS_COOKIE`), from now
+    /// on.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn install(namespace: u64, ports: Ports) -> io::Result<Self> {
+        let cgroup = File::open(CONTAINERS)?;
+        let links = HOOKS.map(|(hook, family, direction)| {
+            let hook = ProgramKind::SocketAddress(hook);
+            let program = sys::load_program(hook, &program(namespace, ports, family, direction))?;
+            sys::link_program(cgroup.as_fd(), program.as_fd(), hook)
+        });
+        Ok(Self {
+            _links: links.into_iter().collect::<io::Result<_>>()?,
+        })
     }
-    Ok(())
 }
 
 fn program(namespace: u64, ports: Ports, family: Family, direction: Direction) -> Vec<Instruction> {

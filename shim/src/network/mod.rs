@@ -57,7 +57,7 @@ const TAP: &str = "hull";
 /// Cards of every machine: how many interfaces its containers can have together.
 pub const CARDS: usize = 4;
 
-/// Number of the first network: the one that the agent is in, where containers can ask for names.
+/// Number of the first network: the one that the agent is in.
 const MACHINES: u32 = 0;
 
 /// How long the agent may take to configure its cards.
@@ -286,9 +286,10 @@ impl Network {
             }
             cable.is_some()
         });
-        // Engines make it before the interface that it answers for.
+        // Engines make it before the interface that it answers for, of which the agent is told first.
+        let is_known = plugged.told != agent::NetworkRequest::default();
         let is_there = || resolver::is_in(self.namespace()).map_err(|e| TaskError::failed(&e));
-        if self.is_machines() && !plugged.names && is_there()? {
+        if is_known && !plugged.names && is_there()? {
             self.take_questions().await?;
             plugged.names = true;
         }
@@ -301,6 +302,7 @@ impl Network {
         let expected = cards.ports.expect();
         let request = agent::ResolveRequest {
             host_port: expected.port,
+            network: self.0.number,
             ..Default::default()
         };
         let context = ttrpc::context::with_duration(CONFIGURE_PATIENCE);

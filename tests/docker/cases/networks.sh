@@ -88,6 +88,16 @@ shared_names() {
 	docker run --rm --network container:web busybox nslookup -type=a web 127.0.0.11 | grep -A 1 ^Name:
 }
 
+#: names in a container that shares another's processes or memory (`--pid container:X`) and has a network of its own
+joined_names() {
+	docker network create --subnet 198.18.4.0/24 sea >/dev/null
+	docker run -d --name web --network sea busybox sleep 1000 >/dev/null
+	docker run -d --name first --ipc shareable busybox sleep 1000 >/dev/null
+	for namespace in pid ipc; do
+		docker run --rm --network sea --$namespace container:first busybox nslookup -type=a web 127.0.0.11 | grep -A 1 ^Name:
+	done
+}
+
 #: `--network host`: the container's ports are the host's, TCP and UDP, until it lets go
 host() {
 	docker run -d --name web --network host busybox sh -c 'echo tide >/index.html; httpd -f -p 8097 -h /' >/dev/null
