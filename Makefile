@@ -11,7 +11,7 @@ CARGO := $(if $(filter $(ARCH),$(shell uname -m)),cargo,dist/cross/cargo $(ARCH)
 # Static, so that the programs run on any distribution and in an empty root.
 STATIC := dist/cross/cargo $(ARCH) build --quiet --release --locked
 
-.PHONY: help demo test test-aarch64 check unit vm-test conformance oci filesystem test-docker endurance fuzz build guest install clean
+.PHONY: help demo test test-aarch64 check unit vm-test conformance oci filesystem test-docker endurance fuzz build guest install deb clean
 
 help: ## List the verbs
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -72,6 +72,10 @@ install: build ## Everything a host needs, under DESTDIR
 	kernel=$$(guest-kernel-config/build --arch $(ARCH)) && install -D -m 644 "$$kernel" $(DESTDIR)/usr/lib/hull/vmlinux
 	image=$$(agent/image/build --arch $(ARCH)) && install -D -m 644 "$$image" $(DESTDIR)/usr/lib/hull/guest.erofs
 	install -D -m 644 dist/config.toml $(DESTDIR)/etc/hull/config.toml
+
+deb: ## Debian's package of it, $(TARGET_DIR)/hull_$(ARCH).deb
+	@mkdir -p $(TARGET_DIR)
+	@dist/deb --arch $(ARCH) $(TARGET_DIR)/hull_$(ARCH).deb
 
 clean: ## Remove what was built here; the caches outside stay
 	cargo clean
