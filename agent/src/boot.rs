@@ -212,7 +212,7 @@ fn mount_one(entry: &Mount) -> Result<(), BootError> {
 /// can do that ("no internal processes"), so the agent moves out of the way first.
 fn delegate_controllers() -> Result<(), BootError> {
     let root = Path::new(cgroup::ROOT);
-    let (agent, containers) = (root.join("agent"), root.join("hull"));
+    let (agent, containers) = (root.join("agent"), PathBuf::from(cgroup::CONTAINERS));
     for directory in [&agent, &containers] {
         fs::create_dir_all(directory)
             .map_err(|source| file_error("create", directory.clone(), source))?;

@@ -15,6 +15,9 @@ use crate::sys;
 /// Where the hierarchy is mounted.
 pub const ROOT: &str = "/sys/fs/cgroup";
 
+/// The cgroup above all containers'.
+pub const CONTAINERS: &str = "/sys/fs/cgroup/hull";
+
 /// The files the shim turns into metrics.
 const STATS: [&str; 12] = [
     "cpu.stat",

@@ -33,6 +33,7 @@ pub mod processors;
 pub mod reaper;
 pub mod server;
 pub mod shares;
+pub mod socket_programs;
 pub mod stdio;
 pub mod sys;
 

@@ -24,9 +24,10 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::AbortHandle;
 
 use self::questions::Questions;
-use self::redirect::{Ports, Redirect};
+use self::redirect::Ports;
 use crate::host::Host;
 use crate::network::Namespace;
+use crate::socket_programs::SocketPrograms;
 use crate::sys;
 
 /// Why containers cannot ask for names.
@@ -54,7 +55,7 @@ pub struct Names(Mutex<HashMap<u32, Served>>);
 
 /// One of them, as long as this is there.
 struct Served {
-    _redirect: Redirect,
+    _redirect: SocketPrograms,
     listening: [AbortHandle; 2],
 }
 
@@ -91,7 +92,7 @@ impl Names {
             port: host_port,
             source,
         })?;
-        let redirect = Redirect::install(cookie, ports).map_err(NamesError::Redirect)?;
+        let redirect = redirect::install(cookie, ports).map_err(NamesError::Redirect)?;
         let questions = Questions::over(connection);
         let listening = [
             tokio::spawn(udp::serve(udp, questions.clone())).abort_handle(),

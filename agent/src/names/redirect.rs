@@ -6,23 +6,21 @@
 //! resolver. Only one network namespace is meant: what is made within a container, by another
 //! engine, has a 127.0.0.11 of its own.
 
-use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, OwnedFd};
 
 use crate::bpf::{
-    CALL, EXIT, Instruction, JUMP_NOT_EQUAL_32, JUMP_NOT_EQUAL_REGISTER, LOAD_CONSTANT, LOAD_WORD,
-    MOVE, MOVE_REGISTER_64, STORE_WORD, instruction,
+    Assembler, EXIT, Instruction, JUMP, JUMP_NOT_EQUAL_32, LOAD_WORD, MOVE, MOVE_REGISTER_64,
+    STORE_WORD,
 };
-use crate::sys::{self, ProgramKind};
-
-/// The cgroup above all containers'.
-const CONTAINERS: &str = "/sys/fs/cgroup/hull";
+use crate::socket_programs::{
+    CONTEXT, Hook, IP4, IP6, PORT, PROTOCOL, RESULT, SCRATCH, SocketPrograms, on_network, only_in,
+    word,
+};
 
 /// Where the engine's resolver is.
 pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
-const PORT: u16 = 53;
+const DNS: u16 = 53;
 
 /// The ports that stand for it.
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +43,8 @@ enum Direction {
     From,
 }
 
-/// Attach types of `enum bpf_attach_type` (linux/bpf.h).
-const HOOKS: [(u32, Family, Direction); 8] = [
+/// Where they are asked.
+const HOOKS: [(Hook, Family, Direction); 8] = [
     (10, Family::V4, Direction::To),       // CGROUP_INET4_CONNECT
     (11, Family::Mapped, Direction::To),   // CGROUP_INET6_CONNECT
     (14, Family::V4, Direction::To),       // CGROUP_UDP4_SENDMSG
@@ -57,115 +55,62 @@ const HOOKS: [(u32, Family, Direction); 8] = [
     (30, Family::Mapped, Direction::From), // CGROUP_INET6_GETPEERNAME
 ];
 
-/// `bpf_get_netns_cookie` of `enum bpf_func_id`.
-const GET_NETNS_COOKIE: i32 = 122;
-
-/// Places in `struct bpf_sock_addr`.
-const IP4: u16 = 4;
-const IP6: u16 = 8;
-const USER_PORT: u16 = 24;
-const PROTOCOL: u16 = 36;
-
-/// The programs of one network, which are asked as long as this is there.
-pub(super) struct Redirect {
-    _links: Vec<OwnedFd>,
-}
-
-impl Redirect {
-    /// Redirects what containers send in the network namespace of that number (`SO_NETNS_COOKIE`), from now
-    /// on.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub(super) fn install(namespace: u64, ports: Ports) -> io::Result<Self> {
-        let cgroup = File::open(CONTAINERS)?;
-        let links = HOOKS.map(|(hook, family, direction)| {
-            let hook = ProgramKind::SocketAddress(hook);
-            let program = sys::load_program(hook, &program(namespace, ports, family, direction))?;
-            sys::link_program(cgroup.as_fd(), program.as_fd(), hook)
-        });
-        Ok(Self {
-            _links: links.into_iter().collect::<io::Result<_>>()?,
-        })
-    }
+/// Redirects what containers send in the network namespace of that number (`SO_NETNS_COOKIE`), as long
+/// as the programs are there.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn install(namespace: u64, ports: Ports) -> io::Result<SocketPrograms> {
+    SocketPrograms::install(
+        HOOKS.map(|(hook, family, direction)| (hook, program(namespace, ports, family, direction))),
+    )
 }
 
 fn program(namespace: u64, ports: Ports, family: Family, direction: Direction) -> Vec<Instruction> {
-    const RESULT: u8 = 0;
-    const ARGUMENT: u8 = 1;
-    const SCRATCH: u8 = 2;
+    /// A register that is free.
     const KIND: u8 = 3;
-    const CONTEXT: u8 = 6;
-    /// An instruction that leaves the program for its end; where that is comes later.
-    enum Step {
-        Do(Instruction),
-        LeaveIf(u8, u8, u8, i32),
-    }
-    use Step::{Do, LeaveIf};
-
-    let load = |to, place| Do(instruction(LOAD_WORD, to, CONTEXT, place, 0));
-    let mut steps = vec![Do(instruction(MOVE_REGISTER_64, CONTEXT, ARGUMENT, 0, 0))];
-    let words: Vec<(u16, [u8; 4])> = match family {
-        Family::V4 => vec![(IP4, ADDRESS.octets())],
-        Family::Mapped => {
-            let octets = ADDRESS.to_ipv6_mapped().octets();
-            let (words, _) = octets.as_chunks::<4>();
-            (IP6..).step_by(4).zip(words.iter().copied()).collect()
-        }
+    let mut program = Assembler::default();
+    let end = program.label();
+    program.put(MOVE_REGISTER_64, CONTEXT, 1, 0, 0);
+    let (start, octets) = match family {
+        Family::V4 => (IP4, ADDRESS.octets().to_vec()),
+        Family::Mapped => (IP6, ADDRESS.to_ipv6_mapped().octets().to_vec()),
     };
-    for (place, octets) in words {
-        // In memory as on the network.
-        let word = i32::from_ne_bytes(octets);
-        steps.push(load(SCRATCH, place));
-        steps.push(LeaveIf(JUMP_NOT_EQUAL_32, SCRATCH, 0, word));
+    let (words, _) = octets.as_chunks();
+    for (place, &octets) in (start..).step_by(4).zip(words) {
+        program.put(LOAD_WORD, SCRATCH, CONTEXT, place, 0);
+        program.jump(JUMP_NOT_EQUAL_32, SCRATCH, 0, word(octets), end);
     }
-    let [n0, n1, n2, n3, n4, n5, n6, n7] = namespace.to_le_bytes();
-    let low = i32::from_le_bytes([n0, n1, n2, n3]);
-    let high = i32::from_le_bytes([n4, n5, n6, n7]);
-    steps.extend([
-        Do(instruction(MOVE_REGISTER_64, ARGUMENT, CONTEXT, 0, 0)),
-        Do(instruction(CALL, 0, 0, 0, GET_NETNS_COOKIE)),
-        Do(instruction(LOAD_CONSTANT, SCRATCH, 0, 0, low)),
-        Do(instruction(0, 0, 0, 0, high)),
-        LeaveIf(JUMP_NOT_EQUAL_REGISTER, RESULT, SCRATCH, 0),
-        load(KIND, PROTOCOL),
-        load(SCRATCH, USER_PORT),
-    ]);
+    only_in(&mut program, namespace, end);
+    program.put(LOAD_WORD, KIND, CONTEXT, PROTOCOL, 0);
+    program.put(LOAD_WORD, SCRATCH, CONTEXT, PORT, 0);
     for (protocol, port) in [
         (libc::IPPROTO_UDP, ports.udp),
         (libc::IPPROTO_TCP, ports.tcp),
     ] {
         let (old, new) = match direction {
-            Direction::To => (PORT, port),
-            Direction::From => (port, PORT),
+            Direction::To => (DNS, port),
+            Direction::From => (port, DNS),
         };
-        let on_network = |port: u16| i32::from(port.to_be());
-        steps.extend([
-            // Over the three that follow.
-            Do(instruction(JUMP_NOT_EQUAL_32, KIND, 0, 3, protocol)),
-            LeaveIf(JUMP_NOT_EQUAL_32, SCRATCH, 0, on_network(old)),
-            Do(instruction(MOVE, SCRATCH, 0, 0, on_network(new))),
-            Do(instruction(STORE_WORD, CONTEXT, SCRATCH, USER_PORT, 0)),
-        ]);
+        let other = program.label();
+        program.jump(JUMP_NOT_EQUAL_32, KIND, 0, protocol, other);
+        program.jump(JUMP_NOT_EQUAL_32, SCRATCH, 0, on_network(old), end);
+        program.put(MOVE, SCRATCH, 0, 0, on_network(new));
+        program.put(STORE_WORD, CONTEXT, SCRATCH, PORT, 0);
+        program.jump(JUMP, 0, 0, 0, end);
+        program.place(other);
     }
-    let end = steps.len();
-    let place = |(index, step)| match step {
-        Do(instruction) => instruction,
-        LeaveIf(operation, to, from, value) => {
-            let over = u16::try_from(end - index - 1).expect("a program of some forty steps");
-            instruction(operation, to, from, over, value)
-        }
-    };
-    let mut program: Vec<Instruction> = steps.into_iter().enumerate().map(place).collect();
+    program.place(end);
     // All is allowed.
-    program.push(instruction(MOVE, RESULT, 0, 0, 1));
-    program.push(instruction(EXIT, 0, 0, 0, 0));
-    program
+    program.put(MOVE, RESULT, 0, 0, 1);
+    program.put(EXIT, 0, 0, 0, 0);
+    program.finish()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bpf::{CALL, JUMP_NOT_EQUAL_REGISTER, LOAD_CONSTANT};
 
     const NAMESPACE: u64 = 0x1234_5678_9abc_def0;
     const PORTS: Ports = Ports {
@@ -178,8 +123,8 @@ mod tests {
         let (address, protocol, port) = to;
         let mut context = [0_u8; 40];
         let start = match family {
-            Family::V4 => usize::from(IP4),
-            Family::Mapped => usize::from(IP6),
+            Family::V4 => 4,
+            Family::Mapped => 8,
         };
         context[start..start + address.len()].copy_from_slice(address);
         context[24..26].copy_from_slice(&port.to_be_bytes());
@@ -209,6 +154,7 @@ mod tests {
                     next += 1;
                 }
                 CALL => registers[0] = namespace,
+                JUMP => next += offset,
                 JUMP_NOT_EQUAL_32 if registers[to] & 0xffff_ffff != u64::from(value) => {
                     next += offset;
                 }

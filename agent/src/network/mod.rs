@@ -28,8 +28,8 @@ use rtnetlink::packet_route::link::{
 use rtnetlink::{Handle, LinkUnspec};
 use tokio::sync::Mutex;
 
-use self::shared_addresses::SharedAddresses;
 use self::text::{hardware_address, prefix};
+use crate::socket_programs::SocketPrograms;
 
 pub use self::namespace::Namespace;
 
@@ -74,7 +74,7 @@ struct Network {
     namespace: Namespace,
     last: NetworkRequest,
     /// For one that stands for the host's own.
-    shared_addresses: Option<SharedAddresses>,
+    shared_addresses: Option<SocketPrograms>,
 }
 
 impl Networks {
@@ -155,7 +155,7 @@ impl Network {
             let addresses = interfaces.flat_map(|interface| &interface.addresses);
             let addresses: Result<Vec<_>, _> = addresses.map(|address| prefix(address)).collect();
             let addresses = addresses?.into_iter().map(|(ip, _)| ip);
-            let shared = SharedAddresses::of(&self.namespace, addresses);
+            let shared = shared_addresses::share(&self.namespace, addresses);
             self.shared_addresses = Some(shared.map_err(NetworkError::SharedAddresses)?);
         }
         Ok(())

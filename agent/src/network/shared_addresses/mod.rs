@@ -20,42 +20,25 @@ mod program;
 )]
 mod tests;
 
-use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
 
 use self::program::HOOKS;
 use super::Namespace;
-use crate::sys::{self, ProgramKind};
+use crate::socket_programs::SocketPrograms;
+use crate::sys;
 
-/// The cgroup above all containers'.
-const CONTAINERS: &str = "/sys/fs/cgroup/hull";
-
-/// The programs of one network, which are asked as long as this is there.
-pub(super) struct SharedAddresses {
-    _links: Vec<OwnedFd>,
-}
-
-impl SharedAddresses {
-    /// Those of a network whose interfaces have these addresses.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub(super) fn of(
-        namespace: &Namespace,
-        addresses: impl IntoIterator<Item = IpAddr>,
-    ) -> io::Result<Self> {
-        let cookie = namespace.inside(sys::network_namespace_cookie)?;
-        let network = program::Network::new(cookie, addresses);
-        let cgroup = File::open(CONTAINERS)?;
-        let links = HOOKS.map(|(hook, family, moment)| {
-            let hook = ProgramKind::SocketAddress(hook);
-            let program = sys::load_program(hook, &network.program(family, moment))?;
-            sys::link_program(cgroup.as_fd(), program.as_fd(), hook)
-        });
-        Ok(Self {
-            _links: links.into_iter().collect::<io::Result<_>>()?,
-        })
-    }
+/// Shares the addresses of a network whose interfaces have these, as long as the programs are there.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn share(
+    namespace: &Namespace,
+    addresses: impl IntoIterator<Item = IpAddr>,
+) -> io::Result<SocketPrograms> {
+    let cookie = namespace.inside(sys::network_namespace_cookie)?;
+    let network = program::Network::new(cookie, addresses);
+    SocketPrograms::install(
+        HOOKS.map(|(hook, family, moment)| (hook, network.program(family, moment))),
+    )
 }

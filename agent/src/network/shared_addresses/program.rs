@@ -8,8 +8,11 @@ use agent_protocol::host_addresses::{
 
 use crate::bpf::{
     ADD_64, AND, Assembler, CALL, EXIT, Instruction, JUMP, JUMP_EQUAL, JUMP_EQUAL_32,
-    JUMP_NOT_EQUAL_32, JUMP_NOT_EQUAL_REGISTER, LOAD_DOUBLE, LOAD_WORD, Label, MOVE, MOVE_REGISTER,
-    MOVE_REGISTER_64, OR_REGISTER, STORE_HALF, STORE_WORD, TO_NETWORK,
+    JUMP_NOT_EQUAL_32, LOAD_DOUBLE, LOAD_WORD, Label, MOVE, MOVE_REGISTER, MOVE_REGISTER_64,
+    OR_REGISTER, STORE_HALF, STORE_WORD, TO_NETWORK,
+};
+use crate::socket_programs::{
+    CONTEXT, Hook, IP4, IP6, PORT, PROTOCOL, RESULT, SCRATCH, on_network, only_in, word,
 };
 
 /// Which sockets a program is asked for. Those of IPv6 have IPv4 addresses mapped (RFC 4291 §2.5.5.2).
@@ -30,8 +33,8 @@ pub(super) enum Moment {
     From,
 }
 
-/// Attach types of `enum bpf_attach_type` (linux/bpf.h).
-pub(super) const HOOKS: [(u32, Family, Moment); 8] = [
+/// Where they are asked.
+pub(super) const HOOKS: [(Hook, Family, Moment); 8] = [
     (10, Family::V4, Moment::Connect), // CGROUP_INET4_CONNECT
     (11, Family::V6, Moment::Connect), // CGROUP_INET6_CONNECT
     (14, Family::V4, Moment::Send),    // CGROUP_UDP4_SENDMSG
@@ -46,13 +49,8 @@ pub(super) const HOOKS: [(u32, Family, Moment); 8] = [
 const SK_LOOKUP_TCP: i32 = 84;
 const SK_LOOKUP_UDP: i32 = 85;
 const SK_RELEASE: i32 = 86;
-const GET_NETNS_COOKIE: i32 = 122;
 
-/// Places in `struct bpf_sock_addr`.
-const IP4: i16 = 4;
-const IP6: i16 = 8;
-const PORT: i16 = 24;
-const PROTOCOL: i16 = 36;
+/// Further places in `struct bpf_sock_addr`.
 const SOURCE_IP4: i16 = 40;
 const SOURCE_IP6: i16 = 44;
 const SOCKET: i16 = 64;
@@ -69,11 +67,8 @@ const TUPLE6: (i16, i16) = (-40, -24);
 const TUPLE_PORTS: (i16, i16) = (-8, -6);
 const TUPLE_END: i16 = -4;
 
-/// Registers. A call changes the first six, and takes the second to the sixth.
-const RESULT: u8 = 0;
+/// Registers. A call takes the second to the sixth.
 const WORDS: [u8; 4] = [2, 3, 4, 8];
-const SCRATCH: u8 = 5;
-const CONTEXT: u8 = 6;
 /// The (last) word of the address that stands for the host's.
 const STAND_IN: u8 = 7;
 /// The (last) word of the address that was asked for.
@@ -333,10 +328,7 @@ impl Network {
 
     /// Goes on in this network alone: what is made within a container has a loopback of its own.
     fn only_here(&self, program: &mut Assembler, end: Label) {
-        program.put(MOVE_REGISTER_64, 1, CONTEXT, 0, 0);
-        program.put(CALL, 0, 0, 0, GET_NETNS_COOKIE);
-        program.put_constant(SCRATCH, self.cookie);
-        program.jump(JUMP_NOT_EQUAL_REGISTER, RESULT, SCRATCH, 0, end);
+        only_in(program, self.cookie, end);
     }
 }
 
@@ -379,10 +371,6 @@ fn unless_is(program: &mut Assembler, address: Ipv6Addr, other: Label) {
 }
 
 /// In memory as on the network.
-fn word(octets: [u8; 4]) -> i32 {
-    i32::from_ne_bytes(octets)
-}
-
 fn v4(address: Ipv4Addr) -> i32 {
     word(address.octets())
 }
@@ -391,8 +379,4 @@ fn v6(address: Ipv6Addr) -> [i32; 4] {
     let octets = address.octets();
     let (words, _) = octets.as_chunks::<4>();
     [0, 1, 2, 3].map(|number| word(words[number]))
-}
-
-fn on_network(port: u16) -> i32 {
-    i32::from(port.to_be())
 }
