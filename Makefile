@@ -19,7 +19,7 @@ help: ## List the verbs
 demo: ## A container from its own kernel, from nothing; says what it does
 	@tests/demo/run $(ARCH)
 
-test: ## Everything: check, unit, vm-test
+test: ## Everything: check, unit, fuzz, package, vm-test
 	@tests/run
 
 test-aarch64: ## The same of aarch64, on any machine
