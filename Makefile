@@ -72,6 +72,8 @@ install: build ## Everything a host needs, under DESTDIR
 	kernel=$$(guest-kernel-config/build --arch $(ARCH)) && install -D -m 644 "$$kernel" $(DESTDIR)/usr/lib/hull/vmlinux
 	image=$$(agent/image/build --arch $(ARCH)) && install -D -m 644 "$$image" $(DESTDIR)/usr/lib/hull/guest.erofs
 	install -D -m 644 dist/config.toml $(DESTDIR)/etc/hull/config.toml
+	install -d $(DESTDIR)/usr/share/man/man1
+	cargo run --quiet --locked -p hull-shim --example man -- $(DESTDIR)/usr/share/man/man1
 
 deb: ## Debian's package of it, $(TARGET_DIR)/hull_$(ARCH).deb
 	@mkdir -p $(TARGET_DIR)

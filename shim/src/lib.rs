@@ -14,6 +14,7 @@ pub mod bootstrap;
 pub mod bundle;
 pub mod check;
 pub mod cleanup;
+pub mod command_line;
 pub mod config;
 pub mod container;
 pub mod disks;

@@ -6,39 +6,11 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use hull_shim::check::check;
+use hull_shim::command_line::{Args, Command};
 use hull_shim::config::Config;
-use hull_shim::oci::{self, OciArgs};
-
-/// Containers in virtual machines of their own.
-///
-/// Containers are run by containerd, Docker, nerdctl or Kubernetes, whose runtime Hull is
-/// (io.containerd.hull.v2); this command looks after Hull itself. Builds, Podman and buildah call
-/// `hull oci` in place of runc.
-#[derive(Debug, Parser)]
-#[command(version)]
-struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Tell whether this host has what Hull needs
-    ///
-    /// Prints a line for each thing looked at, and what to do about what is missing. Exits with 1
-    /// if something is.
-    Check,
-    /// Run containers as runc does, for programs that call runc; hull-oci is the same in one word
-    ///
-    /// Commands, options, files and exit statuses are those of runc(8); each container is in a virtual
-    /// machine of its own. Call it as root.
-    #[command(display_name = oci::NAME, version = oci::VERSION)]
-    Oci(Box<OciArgs>),
-    /// Print Hull's version
-    Version,
-}
+use hull_shim::oci;
 
 fn main() -> ExitCode {
     match Args::parse_from(words()).command {
