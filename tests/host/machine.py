@@ -37,9 +37,11 @@ class Shape:
     memory_mib: int
     docker: bool
     accelerator: str  # "kvm" or "tcg"
+    gic: int = 3  # aarch64's interrupt controller, by its version
 
     def arguments(self, root):
         machine, processor, console = BOARDS[self.arch, self.accelerator]
+        machine = machine.format(gic=self.gic)
         accelerator = {"tcg": "tcg,thread=multi,tb-size=1024", "kvm": "kvm"}[self.accelerator]
         words = f"console={console} panic=-1 quiet mitigations=off"
         processors = self.cpus
@@ -68,8 +70,8 @@ BOARDS = {
     ("x86_64", "tcg"): ("q35", "EPYC-Rome,+svm,+npt", "ttyS0"),
     ("x86_64", "kvm"): ("q35", "host,migratable=on", "ttyS0"),
     # Pointers signed by a cheap function: the architecture's own would take most of the emulation's time.
-    ("aarch64", "tcg"): ("virt,virtualization=on,gic-version=3", "max,pauth-impdef=on", "ttyAMA0"),
-    ("aarch64", "kvm"): ("virt,virtualization=on,gic-version=3", "host", "ttyAMA0"),
+    ("aarch64", "tcg"): ("virt,virtualization=on,gic-version={gic}", "max,pauth-impdef=on", "ttyAMA0"),
+    ("aarch64", "kvm"): ("virt,virtualization=on,gic-version={gic}", "host", "ttyAMA0"),
 }
 
 
