@@ -33,6 +33,7 @@ pub mod oci;
 pub mod port_forward;
 pub mod ports;
 pub mod process_identity;
+pub mod removal;
 pub mod rootfs;
 pub mod runtime;
 pub mod sandbox;

@@ -23,6 +23,7 @@ use crate::bind_mount::{self, Manner};
 use crate::bundle::Volume;
 use crate::error::chain;
 use crate::mount_points::{UnmountError, unmount_below};
+use crate::removal::remove_all;
 use crate::state_dir::StateDir;
 
 /// Why the guest cannot be shown something.
@@ -255,18 +256,10 @@ impl Share {
     fn unmount(&self, place: &Path) -> Result<(), ShareError> {
         unmount_below(&self.shared.join(place))?;
         let folder = self.folders.join(place);
-        let removed = if folder.is_dir() {
-            fs::remove_dir_all(&folder)
-        } else {
-            fs::remove_file(&folder)
-        };
-        match removed {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ShareError::Remove {
-                path: folder,
-                source,
-            }),
-            _ => Ok(()),
-        }
+        remove_all(&folder).map_err(|source| ShareError::Remove {
+            path: folder,
+            source,
+        })
     }
 }
 

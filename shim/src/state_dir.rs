@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use crate::mount_points::{UnmountError, unmount_below};
 use crate::process_identity::ProcessIdentity;
+use crate::removal::remove_all;
 
 /// Why the folder could not be made or undone.
 #[derive(Debug, thiserror::Error)]
@@ -239,16 +240,10 @@ impl StateDir {
     /// When something stays mounted; then nothing is removed, for it would be the host's.
     pub fn remove(&self) -> Result<(), StateError> {
         unmount_below(&self.path)?;
-        match fs::remove_dir_all(&self.path) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => {
-                return Err(StateError::Remove {
-                    path: self.path.clone(),
-                    source,
-                });
-            }
-        }
+        remove_all(&self.path).map_err(|source| StateError::Remove {
+            path: self.path.clone(),
+            source,
+        })?;
         // The namespace's folder goes with its last sandbox.
         if let Some(parent) = self.path.parent() {
             let _ = fs::remove_dir(parent);
