@@ -92,13 +92,14 @@ struct Stat {
 
 impl Stat {
     fn read(pid: u32) -> Option<Self> {
-        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+        Self::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
     }
 
-    fn parse(text: &str) -> Option<Self> {
-        // The name, in parentheses, may hold anything; after it come state, parent and, at last,
+    fn parse(text: &[u8]) -> Option<Self> {
+        // The name, in parentheses, may hold any bytes; after it come state, parent and, at last,
         // field 22, the start.
-        let (_, fields) = text.rsplit_once(')')?;
+        let fields = text.rsplit(|&byte| byte == b')').next()?;
+        let fields = std::str::from_utf8(fields).ok()?;
         let fields: Vec<&str> = fields.split_whitespace().collect();
         Some(Self {
             state: (*fields.first()?).to_owned(),
@@ -113,8 +114,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_with_parentheses_does_not_shift_the_fields() {
-        let stat = "7 (a) S 1) S 5 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4242 0 0";
+    fn a_name_of_any_bytes_does_not_shift_the_fields() {
+        let stat = b"7 (a) S 1\xff) S 5 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4242 0 0";
         let stat = Stat::parse(stat).unwrap();
         assert_eq!(
             (stat.state.as_str(), stat.parent, stat.started),
