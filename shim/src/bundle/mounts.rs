@@ -69,6 +69,12 @@ fn has_option(mount: &Mount, wanted: &str) -> bool {
     options.any(|option| option == wanted)
 }
 
+/// OCI runtime-spec 1.2 §mounts: `rro` is `ro` with what is mounted below, as [`Manner::read_only`]
+/// always is.
+fn is_read_only(mount: &Mount) -> bool {
+    has_option(mount, "ro") || has_option(mount, "rro")
+}
+
 pub(super) fn is_bind(mount: &Mount) -> bool {
     mount.typ().as_deref() == Some("bind")
         || has_option(mount, "bind")
@@ -95,7 +101,7 @@ pub(super) fn volume(
     }
     let manner = Manner {
         recursive: !has_option(mount, "bind") || has_option(mount, "rbind"),
-        read_only: has_option(mount, "ro"),
+        read_only: is_read_only(mount),
         id_maps,
     };
     let options = mount.options().iter().flatten();
@@ -170,7 +176,7 @@ pub(super) fn block_volume(
     Ok(Some(BlockVolume {
         source: BlockSource::Path(source),
         serial,
-        read_only: has_option(mount, "ro"),
+        read_only: is_read_only(mount),
     }))
 }
 

@@ -171,9 +171,10 @@ fn bind_mounts_are_of_where_the_guest_finds_their_volumes() {
         { "destination": "/a", "type": "bind", "source": "/host/a", "options": ["rbind", "ro"] },
         { "destination": "/tmp", "type": "tmpfs", "source": "tmpfs" },
         { "destination": "/b", "source": "/host/b", "options": ["bind"] },
+        { "destination": "/c", "source": "/host/c", "options": ["rbind", "rro"] },
     ] }))
     .unwrap();
-    guest.place(["/share/7".into(), "/share/3".into()]);
+    guest.place(["/share/7", "/share/3", "/share/5"].map(Into::into));
     let sources: Vec<_> = guest
         .spec
         .mounts()
@@ -186,7 +187,8 @@ fn bind_mounts_are_of_where_the_guest_finds_their_volumes() {
         [
             &Some("/share/7".into()),
             &Some("tmpfs".into()),
-            &Some("/share/3".into())
+            &Some("/share/3".into()),
+            &Some("/share/5".into())
         ]
     );
     let volume = |source: &str, mount, both| Volume {
@@ -200,7 +202,11 @@ fn bind_mounts_are_of_where_the_guest_finds_their_volumes() {
     };
     assert_eq!(
         guest.volumes,
-        [volume("/host/a", 0, true), volume("/host/b", 2, false)]
+        [
+            volume("/host/a", 0, true),
+            volume("/host/b", 2, false),
+            volume("/host/c", 3, true)
+        ]
     );
 }
 
