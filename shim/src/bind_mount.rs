@@ -28,8 +28,8 @@ pub struct Manner {
     pub id_maps: Option<IdMaps>,
 }
 
-/// Bind-mounts `from` at `to`. What is mounted there later does not reach `from`; what is mounted below
-/// `from` later appears there, too.
+/// Bind-mounts `from` at `to`. What is mounted below either later does not reach the other: a mount that
+/// followed would bring its own flags and users, not these.
 ///
 /// # Errors
 /// When `from` does not exist, the kernel refuses, or a file system there cannot be idmapped.
@@ -44,7 +44,7 @@ pub fn bind(from: &Path, to: &Path, manner: &Manner) -> io::Result<()> {
     } else {
         0
     };
-    set(&tree, read_only, libc::MS_SLAVE, None, true)?;
+    set(&tree, read_only, libc::MS_PRIVATE, None, true)?;
     if let Some(maps) = &manner.id_maps {
         let namespace = idmap::user_namespace(maps)?;
         let namespace = Some(namespace.as_fd());

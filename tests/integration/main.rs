@@ -38,6 +38,8 @@ mod processors;
 mod run;
 /// Containers that share namespaces, and so a machine.
 mod sandbox;
+/// Folders of the host.
+mod shared_folders;
 /// User namespaces.
 mod users;
 /// `hull-vmm` alone, with a kernel and busybox.
