@@ -9,7 +9,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use agent_protocol::datagram;
+use agent_protocol::datagram::{self, Bytes};
 use futures::{SinkExt, StreamExt};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
@@ -149,24 +149,29 @@ fn listens(table: &str, port: u16) -> bool {
 }
 
 async fn datagrams(service: UdpSocket, host: VsockStream) {
-    let mut host = datagram::framed(host);
-    let mut buffer = vec![0; datagram::MAX];
-    loop {
-        tokio::select! {
-            asked = host.next() => match asked {
-                // Refused means that nobody listens yet: datagrams get lost.
-                Some(Ok(payload)) => drop(service.send(&payload).await),
-                Some(Err(_)) | None => return,
-            },
-            answered = service.recv(&mut buffer) => {
-                // An error here is the echo of a datagram that was refused.
-                if let Ok(length) = answered
-                    && host.send(&buffer[..length]).await.is_err()
-                {
-                    return;
-                }
+    let (mut to_host, mut from_host) = datagram::framed(host).split();
+    // Each direction by itself: one that is full does not keep the other from being emptied.
+    let questions = async {
+        while let Some(Ok(payload)) = from_host.next().await {
+            // Refused means that nobody listens yet: datagrams get lost.
+            drop(service.send(&payload).await);
+        }
+    };
+    let answers = async {
+        let mut buffer = vec![0; datagram::MAX];
+        loop {
+            // An error here is the echo of a datagram that was refused.
+            if let Ok(length) = service.recv(&mut buffer).await
+                && let payload = Bytes::copy_from_slice(&buffer[..length])
+                && to_host.send(payload).await.is_err()
+            {
+                return;
             }
         }
+    };
+    tokio::select! {
+        () = questions => {}
+        () = answers => {}
     }
 }
 

@@ -2,6 +2,7 @@
 //! greater first.
 
 use tokio::io::{AsyncRead, AsyncWrite};
+pub use tokio_util::bytes::Bytes;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 /// Most bytes that a datagram can have; UDP carries up to 65,507.
@@ -19,7 +20,6 @@ pub fn framed<S: AsyncRead + AsyncWrite>(connection: S) -> Framed<S, LengthDelim
 #[cfg(test)]
 mod tests {
     use futures::{SinkExt, StreamExt};
-    use tokio_util::bytes::Bytes;
 
     use super::*;
 

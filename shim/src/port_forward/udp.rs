@@ -1,16 +1,20 @@
 //! Datagrams.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use agent_protocol::datagram;
 use futures::{SinkExt, StreamExt};
 use log::{debug, warn};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::bytes::Bytes;
 
 use super::Guest;
@@ -61,7 +65,11 @@ pub(super) async fn serve(socket: UdpSocket, guest: Guest, rule: Rule) {
         table.insert(client, queue);
         let (socket, guest, clients) = (Arc::clone(&socket), guest.clone(), Arc::clone(&clients));
         tasks.spawn(async move {
-            if let Err(reason) = forward(&socket, client, datagrams, &guest, rule).await {
+            let forwarded = match guest.connect(rule).await {
+                Ok(container) => forward(&socket, client, datagrams, container).await,
+                Err(reason) => Err(reason),
+            };
+            if let Err(reason) = forwarded {
                 debug!("forward datagrams to {}: {reason}", rule.host);
             }
             let mut table = clients.lock().unwrap_or_else(PoisonError::into_inner);
@@ -75,23 +83,65 @@ async fn forward(
     socket: &UdpSocket,
     client: SocketAddr,
     mut datagrams: mpsc::Receiver<Bytes>,
-    guest: &Guest,
-    rule: Rule,
+    container: impl AsyncRead + AsyncWrite,
 ) -> Result<(), String> {
-    let mut container = datagram::framed(guest.connect(rule).await?);
-    loop {
-        tokio::select! {
-            datagram = datagrams.recv() => match datagram {
-                Some(payload) => container.send(payload).await.map_err(|e| e.to_string())?,
-                None => return Ok(()),
-            },
-            answer = container.next() => match answer {
-                // The client may be gone, or its network: its matter, as with any datagram.
-                Some(Ok(payload)) => drop(socket.send_to(&payload, client).await),
-                Some(Err(e)) => return Err(e.to_string()),
-                None => return Ok(()),
-            },
-            () = tokio::time::sleep(IDLE) => return Ok(()),
+    let container = pin!(container);
+    let (mut to_container, mut from_container) = datagram::framed(container).split();
+    let seen = Notify::new();
+    // Each direction by itself: one that is full does not keep the other from being emptied.
+    let questions = async {
+        while let Some(payload) = datagrams.recv().await {
+            to_container.send(payload).await?;
+            seen.notify_one();
         }
+        io::Result::Ok(())
+    };
+    let answers = async {
+        while let Some(payload) = from_container.next().await {
+            // The client may be gone, or its network: its matter, as with any datagram.
+            drop(socket.send_to(&payload?, client).await);
+            seen.notify_one();
+        }
+        Ok(())
+    };
+    let silence = async { while timeout(IDLE, seen.notified()).await.is_ok() {} };
+    let over = tokio::select! {
+        over = questions => over,
+        over = answers => over,
+        () = silence => Ok(()),
+    };
+    over.map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COUNT: usize = 100;
+
+    #[tokio::test]
+    async fn a_container_that_does_not_read_is_heard() {
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let host = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (ours, theirs) = tokio::io::duplex(64);
+        let (queue, datagrams) = mpsc::channel(QUEUE);
+        // More than fits on the way.
+        for _ in 0..QUEUE {
+            queue.try_send(Bytes::from(vec![7; 1000])).unwrap();
+        }
+        let to = client.local_addr().unwrap();
+        let forwarded = tokio::spawn(async move { forward(&host, to, datagrams, ours).await });
+
+        let mut container = datagram::framed(theirs);
+        let mut buffer = [0; 16];
+        for number in 0..COUNT {
+            let answer = Bytes::from(number.to_string());
+            let sent = timeout(Duration::from_secs(10), container.send(answer)).await;
+            sent.expect("the host takes it").unwrap();
+            let length = client.recv(&mut buffer).await.unwrap();
+            assert_eq!(&buffer[..length], number.to_string().as_bytes());
+        }
+        drop(container);
+        forwarded.await.unwrap().unwrap_err();
     }
 }
