@@ -22,7 +22,8 @@ const MAX_FDS: usize = 64;
 /// One end of the control socket.
 ///
 /// Sending and receiving take `&self`: packets are atomic, so a reader and a writer may share it.
-/// Whether a call waits is the descriptor's own mode ([`Channel::set_nonblocking`]).
+/// Sending never waits, so that a peer that does not read holds nobody up. Whether receiving waits is the
+/// descriptor's own mode ([`Channel::set_nonblocking`]).
 #[derive(Debug)]
 pub struct Channel {
     socket: OwnedFd,
@@ -47,7 +48,7 @@ pub enum SendError {
     /// The peer closed its end.
     #[error("control socket closed by its peer")]
     Closed,
-    /// The socket refused it.
+    /// The socket refused it: `WouldBlock` when the peer does not read.
     #[error("send on the control socket")]
     Socket(#[source] io::Error),
 }
@@ -92,7 +93,7 @@ impl Channel {
         Ok((Self { socket: ours }, Self { socket: theirs }))
     }
 
-    /// Makes receiving and sending return `WouldBlock` instead of waiting.
+    /// Makes receiving return `WouldBlock` instead of waiting.
     ///
     /// # Errors
     /// As `ioctl(2)` with `FIONBIO`.
@@ -121,7 +122,8 @@ impl Channel {
         }
         let iov = [IoSlice::new(&bytes)];
         loop {
-            match sendmsg(&self.socket, &iov, &mut ancillary, SendFlags::NOSIGNAL) {
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            match sendmsg(&self.socket, &iov, &mut ancillary, flags) {
                 Ok(_) => return Ok(()),
                 Err(Errno::INTR) => {}
                 // The latter when it closed it with something unread.
@@ -253,6 +255,18 @@ mod tests {
             shim.send(&Request::Stop, &[]),
             Err(SendError::Closed)
         ));
+    }
+
+    #[test]
+    fn a_peer_that_does_not_read_holds_nobody_up() {
+        let (shim, _vmm) = Channel::pair().unwrap();
+        let refused = std::iter::repeat_with(|| shim.send(&Request::Stop, &[]))
+            .take(1_000_000)
+            .find_map(Result::err);
+        let Some(SendError::Socket(refused)) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]
