@@ -15,6 +15,7 @@ use agent_protocol::AgentClient;
 use log::warn;
 use vmm_control::{Disk, SendError};
 
+use crate::error::TaskError;
 use crate::vmm_process::Control;
 
 /// How long the agent may take to find disks, or to write back what it holds of them.
@@ -160,7 +161,7 @@ impl Disks {
         }
         let context = ttrpc::context::with_duration(PATIENCE);
         if let Err(e) = self.agent.remove_disks(context, &named(serials)).await {
-            warn!("the guest keeps the disks of {id}: {e}");
+            warn!("the guest keeps the disks of {id}: {}", TaskError::from(e));
         }
         for number in numbers {
             // A VMM that is gone has closed them all.

@@ -2,6 +2,8 @@
 
 use ttrpc::Code;
 
+use crate::log_lines::cleaned;
+
 /// Why a task call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
@@ -57,14 +59,14 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 }
 
 impl From<ttrpc::Error> for TaskError {
-    /// What a call to the agent came back with.
+    /// What a call to the agent came back with. Its words are the guest's: see [`cleaned`].
     fn from(error: ttrpc::Error) -> Self {
         match error {
             ttrpc::Error::RpcStatus(status) => Self::Agent {
                 code: status.code.enum_value_or_default(),
-                message: status.message.replace('\n', " "),
+                message: cleaned(&status.message.replace('\n', " ")),
             },
-            other => Self::Failed(format!("ask the agent: {other}")),
+            other => Self::Failed(cleaned(&format!("ask the agent: {other}"))),
         }
     }
 }

@@ -35,6 +35,13 @@ impl LastLine {
     }
 }
 
+/// What a guest has said, as it can be shown: one line, cut, without control characters.
+#[must_use]
+pub fn cleaned(text: &str) -> String {
+    let end = text.floor_char_boundary(MAX_LINE);
+    text[..end].replace(|c: char| c.is_control() && c != '\t', "\u{fffd}")
+}
+
 /// Copies lines to the shim's log, with the speaker's `name` before them, until the source ends.
 pub async fn copy(name: &str, mut source: impl AsyncRead + Unpin, last: &LastLine) {
     let mut lines = Lines::default();
@@ -78,8 +85,7 @@ impl Lines {
 
     /// Ends the line; an empty one is none.
     fn finish(&mut self, mut line: impl FnMut(&str)) {
-        let text = String::from_utf8_lossy(&self.partial)
-            .replace(|c: char| c.is_control() && c != '\t', "\u{fffd}");
+        let text = cleaned(&String::from_utf8_lossy(&self.partial));
         self.partial.clear();
         if !text.is_empty() {
             line(&text);
@@ -164,6 +170,16 @@ mod tests {
         assert_eq!(
             split(&[b"a\r\x1b[2Jb\xff\n"]),
             ["a\u{fffd}\u{fffd}[2Jb\u{fffd}"]
+        );
+    }
+
+    #[test]
+    fn what_a_guest_says_is_cut_between_characters() {
+        let long = "ü".repeat(MAX_LINE);
+        assert_eq!(cleaned(&long), "ü".repeat(MAX_LINE / 2));
+        assert_eq!(
+            cleaned("x").len() + cleaned("\u{9b}31m\n").len(),
+            1 + 3 + 3 + 3
         );
     }
 

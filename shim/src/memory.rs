@@ -15,11 +15,19 @@ use std::time::Duration;
 use agent_protocol::{AgentClient, MemoryGrant};
 use log::warn;
 use tokio::sync::watch;
+use tokio::time::sleep;
 
+use crate::error::TaskError;
 use crate::vmm_process::Control;
 
 /// How long the agent may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between two grants, so that an agent that asks without end is heard now and then.
+const SHORTEST: Duration = Duration::from_millis(10);
+
+/// After a grant that the agent has refused.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// What is plugged at a time: a memory block of Linux, in MiB.
 const BLOCK: u64 = 128;
@@ -157,8 +165,10 @@ async fn follow(mut target: watch::Receiver<u32>, control: Control, agent: Agent
         };
         let context = ttrpc::context::with_duration(PATIENCE);
         if let Err(e) = agent.grant(context, &grant).await {
-            warn!("grant memory: {e}");
+            warn!("grant memory: {}", TaskError::from(e));
+            sleep(PAUSE).await;
         }
+        sleep(SHORTEST).await;
     }
 }
 

@@ -333,7 +333,7 @@ impl Network {
         let context = ttrpc::context::with_duration(DISCONNECT_PATIENCE);
         if let Err(e) = cards.agent.disconnect(context, &number).await {
             // As a rule because the machine is gone.
-            debug!("take back network cards: {e}");
+            debug!("take back network cards: {}", TaskError::from(e));
         }
         match namespace::netlink(self.namespace()) {
             Ok(handle) => {

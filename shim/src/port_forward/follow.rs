@@ -22,7 +22,7 @@ use tokio::time::sleep;
 
 use super::rule::{Protocol, Rule};
 use super::{Forwards, Guest, Whose, bind};
-use crate::error::chain;
+use crate::error::{TaskError, chain};
 use crate::ports::Ports;
 
 /// How long the agent may take to say that nothing has changed, and some.
@@ -93,7 +93,7 @@ async fn run(guest: Guest, network: u32, lowest: Arc<AtomicU16>) {
             }
             // The machine ends.
             Err(e) => {
-                debug!("follow the sockets of the guest: {e}");
+                debug!("follow the sockets of the guest: {}", TaskError::from(e));
                 sleep(PAUSE).await;
             }
         }

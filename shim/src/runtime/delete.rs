@@ -148,7 +148,10 @@ async fn forget_inside(sandbox: &Sandbox, id: &str, exec_id: &str) {
     let context = ttrpc::context::with_duration(DELETE_PATIENCE);
     let process = process_id(id, exec_id);
     if let Err(e) = sandbox.agent.delete(context, &process).await {
-        info!("the agent keeps process {id} {exec_id}: {e}");
+        info!(
+            "the agent keeps process {id} {exec_id}: {}",
+            TaskError::from(e)
+        );
     }
 }
 

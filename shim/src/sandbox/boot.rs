@@ -357,8 +357,8 @@ async fn serve(
                     ports.deliver(port, socket);
                 }
             }
-            Ok((Event::Started, _)) => {}
-            Ok((Event::Counters(counters), _)) => info!("{counters:?}"),
+            // Counters come when they are asked for, and nobody here asks.
+            Ok((Event::Started | Event::Counters(_), _)) => {}
             Ok((Event::Exited { reason, counters }, _)) => {
                 info!("the machine is over: {reason}; {counters:?}");
                 return reason.to_string();
