@@ -9,8 +9,9 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, OnceLock, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Mutex, watch};
 
@@ -52,6 +53,10 @@ pub struct Process {
     /// See the module's description.
     pub state: Mutex<State>,
     exit: watch::Sender<Option<Exit>>,
+    /// When SIGKILL was first asked for.
+    killed: OnceLock<Instant>,
+    /// Whether the guest has said that it ended.
+    end_said: AtomicBool,
     /// How it ended by the guest's account, while its machine is being ended.
     last_word: OnceLock<Exit>,
     /// Guards the streams' handles, for one call; never held across a wait.
@@ -69,6 +74,8 @@ impl Process {
             paths,
             state: Mutex::new(State::Created),
             exit: watch::Sender::new(None),
+            killed: OnceLock::new(),
+            end_said: AtomicBool::new(false),
             last_word: OnceLock::new(),
             streams: StdMutex::new(Some(streams)),
             pid: StdMutex::new(pid),
@@ -90,6 +97,22 @@ impl Process {
     #[must_use]
     pub fn exit(&self) -> Option<Exit> {
         *self.exit.borrow()
+    }
+
+    /// Notes that SIGKILL is asked for; tells whether it is for the first time.
+    pub fn note_killed(&self) -> bool {
+        self.killed.set(Instant::now()).is_ok()
+    }
+
+    /// Whether SIGKILL was asked for, that long ago or longer.
+    #[must_use]
+    pub fn was_killed(&self, ago: Duration) -> bool {
+        self.killed.get().is_some_and(|at| at.elapsed() >= ago)
+    }
+
+    /// Notes that the guest says it has ended; tells whether it does so for the first time.
+    pub fn note_end_said(&self) -> bool {
+        !self.end_said.swap(true, Ordering::Relaxed)
     }
 
     /// Notes how it ended, which [`Process::stop`] makes known.

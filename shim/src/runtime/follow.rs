@@ -1,17 +1,20 @@
 //! What happens in the guest and to it, told to containerd.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use agent_protocol::{self as agent, AgentClient};
 use containerd_shim::protos::events::task as event;
 use futures::future::join_all;
 use log::warn;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::timeout;
 use ttrpc::context::Context;
 
 use super::{Runtime, SIGKILL, timestamp};
 use crate::container::{Exit, LOST, Process};
-use crate::error::chain;
+use crate::error::{TaskError, chain};
 use crate::events::TaskEvent;
 use crate::stand_ins::StandIns;
 use crate::supervise::Gone;
@@ -22,8 +25,22 @@ const REASON_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the output of a container that has stopped may take before its end is told anyway.
 const OUTPUT_PATIENCE: Duration = Duration::from_millis(500);
 
+/// How long a process may take to end after SIGKILL. One that waits for a slow disk is not over at once.
+const KILL_PATIENCE: Duration = if cfg!(test) {
+    Duration::from_millis(300)
+} else {
+    Duration::from_secs(30)
+};
+
 /// A guest may say as often as it likes that it is out of memory; containerd hears it this often.
 const OOM_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The end of a container's init.
+struct End {
+    id: String,
+    process: Arc<Process>,
+    exit: Exit,
+}
 
 impl Runtime {
     /// Starts to follow the agent's events, and the machine's end.
@@ -39,17 +56,20 @@ impl Runtime {
         tokio::spawn(async move { runtime.machine_ended(&gone.reason().await).await });
     }
 
-    /// Follows the agent's events to their end.
+    /// Follows the agent's events to their end. Waits for nothing else: what is not taken is kept, and
+    /// the guest could send without end.
     async fn follow(&self, agent: AgentClient) {
         let stream = agent.events(Context::default(), &agent::Empty::new()).await;
         let mut stream = match stream {
             Ok(stream) => stream,
-            Err(e) => return warn!("follow the agent's events: {e}"),
+            Err(e) => return warn!("follow the agent's events: {}", TaskError::from(e)),
         };
+        let (ends, ended) = unbounded_channel();
+        let inits = tokio::spawn(self.clone().inits_end(ended));
         let mut last_oom = HashMap::new();
         while let Ok(Some(event)) = stream.recv().await {
             match event.what {
-                Some(agent::event::What::Exit(exit)) => self.exited(&exit).await,
+                Some(agent::event::What::Exit(exit)) => self.exited(&exit, &ends),
                 Some(agent::event::What::Oom(oom)) => {
                     let now = Instant::now();
                     let known = self.members().container(&oom.container_id).is_ok();
@@ -70,27 +90,46 @@ impl Runtime {
                 _ => {}
             }
         }
+        // What it has said before its end is told before that.
+        drop(ends);
+        let _ = inits.await;
     }
 
-    async fn exited(&self, exit: &agent::Exit) {
+    /// A process is over, by the guest's account, of which the first one counts.
+    fn exited(&self, exit: &agent::Exit, inits: &UnboundedSender<End>) {
         let ids = exit.process.get_or_default();
         // One that is not known was deleted, or the guest makes it up.
         let Ok(process) = self.process(&ids.container_id, &ids.exec_id) else {
             return;
         };
+        if !process.note_end_said() {
+            return;
+        }
         let exit = Exit {
             status: exit.status,
             // The guest's clock is its own.
             at: SystemTime::now(),
         };
+        let id = ids.container_id.clone();
         if process.exec_id.is_empty() {
-            let id = &ids.container_id;
-            if self.members().is_last(id) && self.end_machine(id, &process, exit).await {
-                return;
-            }
-            self.release(id).await;
+            // Fails when the events have just ended, which is an end of its own.
+            let _ = inits.send(End { id, process, exit });
+        } else {
+            let runtime = self.clone();
+            tokio::spawn(async move { runtime.ended(&id, &process, exit).await });
         }
-        self.ended(&ids.container_id, &process, exit).await;
+    }
+
+    /// Inits end one after another, or two of them could each leave the machine to the other.
+    async fn inits_end(self, mut ends: UnboundedReceiver<End>) {
+        while let Some(End { id, process, exit }) = ends.recv().await {
+            let is_last = self.members().is_last(&id);
+            if is_last && self.end_machine(&id, &process, exit).await {
+                continue;
+            }
+            self.release(&id).await;
+            self.ended(&id, &process, exit).await;
+        }
     }
 
     /// Ends the machine of an init that is over, and tells the end then: a container that has stopped
@@ -147,6 +186,30 @@ impl Runtime {
                 self.ended(&id, process, exit).await;
             }
         }
+    }
+
+    /// An init that was asked to end by SIGKILL does, whatever the guest says: when everybody in the machine
+    /// was asked and somebody stays, the machine is ended.
+    pub(super) fn insist(&self, id: &str, init: Arc<Process>) {
+        if !init.note_killed() {
+            return;
+        }
+        let (runtime, id) = (self.clone(), id.to_owned());
+        tokio::spawn(async move {
+            while timeout(KILL_PATIENCE, init.wait()).await.is_err() {
+                let machine = {
+                    let members = runtime.members();
+                    if !members.all_killed(KILL_PATIENCE) {
+                        continue;
+                    }
+                    members.sandbox().cloned()
+                };
+                if let Ok(machine) = machine {
+                    machine.give_up(format!("SIGKILL does not end {id}")).await;
+                }
+                return;
+            }
+        });
     }
 
     /// A container ends with the process that stands for it on the host.

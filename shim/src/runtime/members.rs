@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use oci_spec::runtime::LinuxNamespaceType;
 
@@ -153,6 +154,12 @@ impl Members {
     pub(super) fn is_last(&self, id: &str) -> bool {
         let mut others = self.containers().filter(|container| container.id != id);
         !self.joining && others.all(|other| other.init.exit().is_some())
+    }
+
+    /// Whether everybody who is not over was to end by SIGKILL, that long ago or longer.
+    pub(super) fn all_killed(&self, ago: Duration) -> bool {
+        let mut left = (self.containers()).filter(|it| it.init.exit().is_none());
+        !self.joining && left.all(|container| container.init.was_killed(ago))
     }
 
     /// Takes the machine, to end it, if it is there for container `id` alone.

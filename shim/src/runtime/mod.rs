@@ -246,7 +246,10 @@ impl Runtime {
     /// # Errors
     /// [`TaskError::Finished`] when it is over; what the agent says otherwise.
     pub async fn kill(&self, id: &str, exec_id: &str, signal: u32, all: bool) -> Result<()> {
-        let (_, agent) = self.live(id, exec_id)?;
+        let (process, agent) = self.live(id, exec_id)?;
+        if signal == SIGKILL && exec_id.is_empty() {
+            self.insist(id, process);
+        }
         let request = agent::SignalRequest {
             process: MessageField::some(process_id(id, exec_id)),
             signal,

@@ -1,5 +1,7 @@
 //! The runtime against an agent that does as the test says: order of events, and what is refused.
 
+use std::future::pending;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as StdMutex};
 use std::time::Duration;
 
@@ -28,9 +30,11 @@ use crate::stdio::{Paths, Streams};
 
 const ID: &str = "tide";
 
-/// An agent whose processes end when they are signalled, and those named `short` before the answer
-/// to their Start is under way.
+/// An agent whose processes end when they are signalled, unless they are `deaf`, and those named `short`
+/// before the answer to their Start is under way; of `silent` ones that never comes.
 struct FakeAgent {
+    deaf: AtomicBool,
+    is_silent: Notify,
     events: UnboundedSender<agent::Event>,
     stream: StdMutex<Option<UnboundedReceiver<agent::Event>>>,
     vmm: StdMutex<Option<u32>>,
@@ -49,6 +53,18 @@ impl FakeAgent {
     }
 }
 
+impl FakeAgent {
+    fn out_of_memory(&self) {
+        let oom = agent::Oom {
+            container_id: ID.to_owned(),
+            ..Default::default()
+        };
+        let mut event = agent::Event::new();
+        event.set_oom(oom);
+        self.events.send(event).unwrap();
+    }
+}
+
 #[async_trait]
 impl Agent for FakeAgent {
     async fn start(
@@ -56,6 +72,11 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         process: agent::ProcessId,
     ) -> ttrpc::Result<agent::StartResponse> {
+        if process.exec_id == "silent" {
+            self.exit(process, 3);
+            self.is_silent.notify_one();
+            return pending().await;
+        }
         if process.exec_id == "short" {
             self.exit(process, 3);
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -75,7 +96,9 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         request: agent::SignalRequest,
     ) -> ttrpc::Result<agent::Empty> {
-        self.exit(request.process.unwrap_or_default(), 128 + request.signal);
+        if !self.deaf.load(Ordering::Relaxed) {
+            self.exit(request.process.unwrap_or_default(), 128 + request.signal);
+        }
         Ok(agent::Empty::new())
     }
 
@@ -128,6 +151,8 @@ impl Fixture {
         let directory = tempfile::tempdir().unwrap();
         let (sender, receiver) = unbounded_channel();
         let agent = Arc::new(FakeAgent {
+            deaf: AtomicBool::new(false),
+            is_silent: Notify::new(),
             events: sender,
             stream: StdMutex::new(Some(receiver)),
             vmm: StdMutex::new(None),
@@ -215,6 +240,7 @@ impl Fixture {
             TaskEvent::ExecAdded(e) => ("exec-added", e.exec_id, 0),
             TaskEvent::ExecStarted(e) => ("exec-started", e.exec_id, 0),
             TaskEvent::Exit(e) => ("exit", e.id, e.exit_status),
+            TaskEvent::Oom(e) => ("oom", e.container_id, 0),
             TaskEvent::Delete(e) => ("delete", e.container_id, e.exit_status),
             other => panic!("{other:?}"),
         }
@@ -281,6 +307,61 @@ async fn an_end_that_overtakes_the_answer_to_start_is_told_after_it() {
         ("exit", "short", 3),
     ];
     fixture.expect(&short).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_never_comes_holds_up_no_other_event() {
+    let mut fixture = Fixture::new().await;
+    let runtime = fixture.runtime.clone();
+    runtime.start(ID, "").await.unwrap();
+    fixture.add("silent").await.unwrap();
+    let starts = runtime.clone();
+    tokio::spawn(async move { starts.start(ID, "silent").await });
+    fixture.expect(&[("create", ID, 0), ("start", ID, 0)]).await;
+    fixture.expect(&[("exec-added", "silent", 0)]).await;
+    fixture.agent.is_silent.notified().await;
+    fixture.agent.out_of_memory();
+    fixture.expect(&[("oom", ID, 0)]).await;
+}
+
+#[tokio::test]
+async fn sigkill_ends_a_container_whatever_its_guest_does() {
+    let mut fixture = Fixture::new().await;
+    let runtime = fixture.runtime.clone();
+    runtime.start(ID, "").await.unwrap();
+    fixture.agent.deaf.store(true, Ordering::Relaxed);
+
+    runtime.kill(ID, "", 9, false).await.unwrap();
+    let exit = runtime.process(ID, "").unwrap().wait().await;
+
+    assert_eq!(exit.status, LOST);
+    runtime.delete(ID).await.unwrap();
+    let life = [
+        ("create", ID, 0),
+        ("start", ID, 0),
+        ("exit", ID, LOST),
+        ("delete", ID, LOST),
+    ];
+    fixture.expect(&life).await;
+    assert!(!fixture.state.path().exists());
+}
+
+#[tokio::test]
+async fn a_machine_is_not_ended_over_one_container_that_stays_while_others_live() {
+    let fixture = Fixture::new().await;
+    let runtime = fixture.runtime.clone();
+    fixture.join("ebb");
+    fixture.agent.deaf.store(true, Ordering::Relaxed);
+
+    runtime.kill(ID, "", 9, false).await.unwrap();
+    let init = |id| runtime.process(id, "").unwrap();
+    let first = init(ID);
+    let waited = tokio::time::timeout(Duration::from_secs(1), first.wait());
+    assert!(waited.await.is_err(), "it ends with another in its machine");
+    runtime.kill("ebb", "", 9, false).await.unwrap();
+    for id in [ID, "ebb"] {
+        assert_eq!(init(id).wait().await.status, LOST);
+    }
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use log::warn;
 
 use super::Sandbox;
+use crate::error::TaskError;
 use crate::state_dir::{StateDir, StateError};
 use crate::supervise::Supervised;
 use crate::vmm_process::Control;
@@ -20,6 +21,14 @@ const STOP_PATIENCE: Duration = Duration::from_secs(2);
 const DAEMON_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Sandbox {
+    /// Ends a machine whose guest does not do what it is told. What was made for it stays for
+    /// [`Sandbox::shut_down`].
+    pub async fn give_up(&self, reason: String) {
+        self.gone.tell(reason);
+        self.control.stop();
+        self.vmm.end(STOP_PATIENCE).await;
+    }
+
     /// Ends the machine, in order if its agent still answers, and removes everything of it.
     ///
     /// # Errors
@@ -29,7 +38,7 @@ impl Sandbox {
             let context = ttrpc::context::with_duration(GUEST_PATIENCE);
             let nothing = agent_protocol::Empty::new();
             if let Err(e) = self.agent.shutdown(context, &nothing).await {
-                warn!("the agent does not shut down: {e}");
+                warn!("the agent does not shut down: {}", TaskError::from(e));
             }
         }
         // Once the agent has answered, the guest holds nothing that matters: no need to wait for it.
