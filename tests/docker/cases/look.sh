@@ -31,7 +31,7 @@ exec_terminal() {
 	docker run -d --name host busybox sleep 1000 >/dev/null
 	cat >session <<-'EOF'
 		stty cols 90 rows 20
-		(wait_for docker exec host test -e /seen; stty cols 111 rows 22 </dev/tty; kill -WINCH $$) &
+		(until docker exec host test -e /seen; do sleep 0.2; done; stty cols 111 rows 22 </dev/tty; kill -WINCH $$) &
 		becomes='becomes() { until [ "$(stty size)" = "$1" ]; do sleep 0.2; done; stty size; }'
 		exec docker exec -it host sh -c "$becomes; becomes '20 90'; touch /seen; becomes '22 111'"
 	EOF
