@@ -121,9 +121,14 @@ published() {
 	says 1 '' wget -q -O - http://127.0.0.1:8081/
 }
 redis() { # HOST WORD...: what the server answers first
-	local host=$1
+	local host=$1 answer=
 	shift
-	(printf '%s\r\n' "$*"; sleep 1) | timeout 20 busybox nc "$host" 6379 | head -n 1
+	exec 3<>"/dev/tcp/$host/6379" || return
+	printf '%s\r\n' "$*" >&3
+	read -r -t 20 answer <&3
+	exec 3>&-
+	echo "$answer"
+	[[ -n $answer ]]
 }
 export -f redis
 
