@@ -4,3 +4,4 @@ pub mod image;
 pub mod stream;
 pub mod tap;
 pub mod vhost_user;
+pub mod vring;

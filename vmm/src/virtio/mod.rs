@@ -14,4 +14,5 @@ pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod status;
+mod vrings;
 pub mod vsock;

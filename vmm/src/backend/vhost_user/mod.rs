@@ -21,10 +21,9 @@ pub(crate) mod testing;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use vmm_sys_util::eventfd::EventFd;
-
 pub use self::channel::VhostUserError;
 use self::channel::{Channel, Request};
+use super::vring::Vring;
 
 /// How long the daemon may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -50,27 +49,6 @@ pub struct Region<'a> {
     pub file: BorrowedFd<'a>,
     /// Where in the file it starts.
     pub offset: u64,
-}
-
-/// One ring for the daemon to serve. Addresses are guest-physical.
-#[derive(Debug)]
-pub struct Vring<'a> {
-    /// The queue's index.
-    pub index: u8,
-    /// Descriptors in it.
-    pub size: u16,
-    /// Its descriptor table.
-    pub descriptors: u64,
-    /// Its available ring.
-    pub available: u64,
-    /// Its used ring.
-    pub used: u64,
-    /// The first available chain to serve.
-    pub next_available: u16,
-    /// The driver's notification.
-    pub kick: &'a EventFd,
-    /// What to signal when buffers were used.
-    pub call: &'a EventFd,
 }
 
 /// The front end's side of the socket.
@@ -262,7 +240,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
-    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
     use super::testing::{Daemon, FEATURES};
     use super::*;

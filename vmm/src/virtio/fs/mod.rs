@@ -17,15 +17,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::{Timespec, epoll};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::QueueT;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use self::config::Config;
 pub use self::config::TagError;
-use crate::backend::vhost_user::{FrontEnd, Region, VhostUserError, Vring};
+use crate::backend::vhost_user::{FrontEnd, Region, VhostUserError};
 use crate::memory::Ram;
 use crate::virtio::device::{Device, DeviceError, DeviceId};
 use crate::virtio::queue::Queues;
+use crate::virtio::vrings::vrings;
 
 /// `hiprio` and one request queue (virtio 1.3 §5.11.2). Linux splits requests at the queue's size:
 /// 1024 descriptors carry its largest, 256 pages of data.
@@ -107,23 +107,8 @@ impl Device for Fs {
     }
 
     fn activate(&mut self, features: u64, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
-        let line = queues.interrupt().line();
-        let vrings: Vec<Vring<'_>> = (0..)
-            .zip(queues.rings().iter().zip(queues.kicks()))
-            .filter(|(_, (ring, _))| ring.ready())
-            .map(|(index, (ring, kick))| Vring {
-                index,
-                size: ring.size(),
-                descriptors: ring.desc_table(),
-                available: ring.avail_ring(),
-                used: ring.used_ring(),
-                next_available: ring.next_avail(),
-                kick,
-                call: line,
-            })
-            .collect();
         let regions = regions(queues.ram())?;
-        (self.daemon.start(features, &regions, &vrings)).map_err(|e| failed(&e))
+        (self.daemon.start(features, &regions, &vrings(queues))).map_err(|e| failed(&e))
     }
 
     fn reset(&mut self) {

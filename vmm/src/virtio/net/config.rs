@@ -1,4 +1,37 @@
-//! Configuration space (virtio 1.3 §5.1.4): hardware address and MTU.
+//! What a card is to its driver, whoever moves its frames: features (virtio 1.3 §5.1.3), and the
+//! configuration space (§5.1.4) with hardware address and MTU.
+
+use std::io;
+
+use super::header;
+
+/// Smallest MTU (virtio 1.3 §5.1.4.2).
+const MIN_MTU: u16 = 68;
+
+const FEATURES: u64 = header::F_CSUM
+    | header::F_GUEST_CSUM
+    | header::F_MAC
+    | header::F_GUEST_TSO4
+    | header::F_GUEST_TSO6
+    | header::F_GUEST_ECN
+    | header::F_HOST_TSO4
+    | header::F_HOST_TSO6
+    | header::F_HOST_ECN
+    | header::F_MRG_RXBUF;
+
+/// Why there is no network card.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// virtio 1.3 §5.1.4.2: the MTU is at least 68.
+    #[error("MTU {0} is less than {MIN_MTU}")]
+    Mtu(u16),
+    /// A group's address, or none at all.
+    #[error("{0:02x?} is no address of one network card")]
+    Mac([u8; 6]),
+    /// The host has no descriptor to spare.
+    #[error("make an epoll instance")]
+    Epoll(#[source] io::Error),
+}
 
 /// `struct virtio_net_config` up to `mtu`; fields without their feature bit are zero.
 #[derive(Debug)]
@@ -8,7 +41,13 @@ pub(super) struct Config {
 }
 
 impl Config {
-    pub(super) fn new(mac: [u8; 6], mtu: Option<u16>) -> Self {
+    pub(super) fn new(mac: [u8; 6], mtu: Option<u16>) -> Result<Self, NetError> {
+        if let Some(mtu) = mtu.filter(|&mtu| mtu < MIN_MTU) {
+            return Err(NetError::Mtu(mtu));
+        }
+        if mac[0] & 1 != 0 || mac == [0; 6] {
+            return Err(NetError::Mac(mac));
+        }
         let mut space = [0; 12];
         // u8 mac[6]; le16 status; le16 max_virtqueue_pairs; le16 mtu.
         let fields = mac
@@ -18,15 +57,19 @@ impl Config {
         for (byte, value) in space.iter_mut().zip(fields) {
             *byte = value;
         }
-        Self {
+        Ok(Self {
             space,
             has_mtu: mtu.is_some(),
-        }
+        })
     }
 
-    /// Whether the MTU's field is one (`VIRTIO_NET_F_MTU`).
-    pub(super) fn has_mtu(&self) -> bool {
-        self.has_mtu
+    /// The features of a card, without those of its rings.
+    pub(super) fn features(&self) -> u64 {
+        if self.has_mtu {
+            FEATURES | header::F_MTU
+        } else {
+            FEATURES
+        }
     }
 
     /// Reads `data.len()` bytes at `offset`; bytes past the end stay as they are.
@@ -44,7 +87,7 @@ mod tests {
 
     #[test]
     fn the_address_and_the_mtu_have_their_places() {
-        let config = Config::new([2, 0, 0, 0, 0, 7], Some(1450));
+        let config = Config::new([2, 0, 0, 0, 0, 7], Some(1450)).unwrap();
         let mut data = [0xff; 14];
         config.read(0, &mut data);
         assert_eq!(data[..6], [2, 0, 0, 0, 0, 7]);
@@ -54,7 +97,7 @@ mod tests {
 
     #[test]
     fn reads_at_any_place_stay_in_bounds() {
-        let config = Config::new([2, 0, 0, 0, 0, 7], Some(1450));
+        let config = Config::new([2, 0, 0, 0, 0, 7], Some(1450)).unwrap();
         for offset in [11, 12, 13, usize::MAX] {
             config.read(offset, &mut [0; 8]);
         }

@@ -29,6 +29,7 @@ use rustix::event::epoll::{self, EventFlags};
 use virtio_queue::QueueT;
 
 use self::config::Config;
+pub use self::config::NetError;
 use self::header::Header;
 use crate::backend::tap::{Tap, VNET_HEADER_LEN};
 use crate::memory::Ram;
@@ -50,34 +51,6 @@ const MAX_FRAME: usize = VNET_HEADER_LEN + 14 + 65536;
 
 /// Where the number of merged buffers is in the header.
 const NUM_BUFFERS: std::ops::Range<usize> = 10..12;
-
-/// Smallest MTU (virtio 1.3 §5.1.4.2).
-const MIN_MTU: u16 = 68;
-
-const FEATURES: u64 = header::F_CSUM
-    | header::F_GUEST_CSUM
-    | header::F_MAC
-    | header::F_GUEST_TSO4
-    | header::F_GUEST_TSO6
-    | header::F_GUEST_ECN
-    | header::F_HOST_TSO4
-    | header::F_HOST_TSO6
-    | header::F_HOST_ECN
-    | header::F_MRG_RXBUF;
-
-/// Why there is no network card.
-#[derive(Debug, thiserror::Error)]
-pub enum NetError {
-    /// virtio 1.3 §5.1.4.2: the MTU is at least 68.
-    #[error("MTU {0} is less than {MIN_MTU}")]
-    Mtu(u16),
-    /// A group's address, or none at all.
-    #[error("{0:02x?} is no address of one network card")]
-    Mac([u8; 6]),
-    /// The host has no descriptor to spare.
-    #[error("make an epoll instance")]
-    Epoll(#[source] io::Error),
-}
 
 /// The network card.
 #[derive(Debug)]
@@ -142,16 +115,11 @@ impl<T: Tap> Net<T> {
     /// # Errors
     /// See [`NetError`].
     pub fn new(mac: [u8; 6], mtu: Option<u16>, limits: Limits) -> Result<Self, NetError> {
-        if let Some(mtu) = mtu.filter(|&mtu| mtu < MIN_MTU) {
-            return Err(NetError::Mtu(mtu));
-        }
-        if mac[0] & 1 != 0 || mac == [0; 6] {
-            return Err(NetError::Mac(mac));
-        }
+        let config = Config::new(mac, mtu)?;
         let epoll = new_epoll(&limits).map_err(|e| NetError::Epoll(e.into()))?;
         Ok(Self {
             tap: None,
-            config: Config::new(mac, mtu),
+            config,
             features: 0,
             epoll,
             watched: EventFlags::empty(),
@@ -404,11 +372,7 @@ impl<T: Tap> Device for Net<T> {
     }
 
     fn features(&self) -> u64 {
-        if self.config.has_mtu() {
-            FEATURES | header::F_MTU
-        } else {
-            FEATURES
-        }
+        self.config.features()
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
