@@ -1,7 +1,10 @@
 //! `hull-vmm` without shim and agent: boot, devices, ends.
 
 use std::env::consts::ARCH;
+use std::fs;
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use hull_tests::{Host, Machine, Tap, wait};
 use vmm_control::{Event, ExitReason, Request};
@@ -190,6 +193,70 @@ fn packets_cross_a_tap_both_ways() {
 
     assert!(console.contains("02:00:00:00:00:07"), "{console}");
     assert!(console.contains("3 packets received"), "{name}: {console}");
+}
+
+/// Neither the frames nor what driver and device tell each other of them.
+#[test]
+fn with_vhost_net_nothing_of_the_traffic_passes_the_vmm() {
+    let _host = Host::take();
+    let tap = Tap::up("hulltest0", "192.0.2.1/24");
+    let script = "ip address add 192.0.2.2/24 dev eth0; ip link set eth0 up
+        ping -c 1 -W 10 192.0.2.1; echo begin
+        ping -c 30 -i 0.1 -W 10 -s 1400 192.0.2.1; echo end; sleep 1000";
+    let machine = Machine::with_script(script).nic(tap, "02:00:00:00:00:07".parse().unwrap());
+    let vm = machine.vhost_net().boot();
+    vm.wait_for("begin");
+    let before = vm.counters();
+    vm.wait_for("end");
+    let after = vm.counters();
+
+    let console = vm.console();
+    assert!(console.contains("30 packets received"), "{console}");
+    let notified = after.notifications - before.notifications;
+    assert!(notified < 10, "{notified}: {before:?}, {after:?}");
+}
+
+/// The kernel counts a tap's frame as sent when somebody takes it.
+#[test]
+fn with_vhost_net_a_card_changes_its_tap_and_loses_it_to_a_reset() {
+    let _host = Host::take();
+    let signal = tempfile::tempfile().unwrap();
+    signal.set_len(4096).unwrap();
+    let script = "ip address add 192.0.2.2/24 dev eth0; ip address add 198.51.100.2/24 dev eth0
+        ip link set eth0 up
+        ping -c 1 -W 10 192.0.2.1 && echo first
+        until ping -c 1 -W 1 198.51.100.1; do :; done; echo second
+        cd /sys/bus/virtio/drivers/virtio_net; card=$(echo virtio*)
+        echo $card >unbind; echo unbound
+        until [ \"$(blockdev --flushbufs /dev/vda; head -c 2 /dev/vda)\" = on ]; do sleep 0.1; done
+        echo $card >bind
+        ip address add 198.51.100.2/24 dev eth0; ip link set eth0 up
+        ping -c 1 -W 10 198.51.100.1 && echo third";
+    let mac = "02:00:00:00:00:07".parse().unwrap();
+    let machine = Machine::with_script(script).disk(&signal, true, "signal");
+    let machine = machine.nic(Tap::up("hulltest0", "192.0.2.1/24"), mac);
+    let vm = machine.vhost_net().boot();
+    vm.wait_for("first");
+
+    vm.plug(0, Tap::up("hulltest1", "198.51.100.1/24"));
+    vm.wait_for("second");
+    // Nobody has the first any more, the kernel's part included.
+    wait::until("the first tap is gone", || {
+        (!Path::new("/sys/class/net/hulltest0").exists()).then_some(())
+    });
+
+    vm.wait_for("unbound");
+    let taken = || fs::read_to_string("/sys/class/net/hulltest1/statistics/tx_packets").unwrap();
+    let before = taken();
+    let ping = ["-c", "3", "-i", "0.2", "-W", "1", "198.51.100.2"];
+    let lost = hull_tests::command("ping", &ping, b"");
+    assert_ne!(lost.status, 0, "{lost:?}");
+    assert_eq!(taken(), before);
+
+    // At its beginning, wherever hull-vmm, which has the same descriptor, has left the position.
+    signal.write_all_at(b"on", 0).unwrap();
+    vm.wait_for("third");
+    assert_eq!(vm.finish().0, ExitReason::Reset);
 }
 
 #[test]

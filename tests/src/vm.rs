@@ -110,11 +110,29 @@ impl Machine {
     pub fn nic(mut self, tap: Tap, mac: MacAddress) -> Self {
         self.nics.push(Nic {
             tap: Some(tap.into()),
+            vhost: None,
             mac,
             mtu: Some(1500),
             receive_limit: RateLimit::default(),
             transmit_limit: RateLimit::default(),
         });
+        self
+    }
+
+    /// Has the host's kernel move the frames of the interfaces so far (vhost-net).
+    ///
+    /// # Panics
+    /// When it has no `/dev/vhost-net`.
+    #[must_use]
+    pub fn vhost_net(mut self) -> Self {
+        for nic in &mut self.nics {
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .open("/dev/vhost-net");
+            let file = file.expect("open /dev/vhost-net; is the module vhost_net loaded?");
+            nic.vhost = Some(file.into());
+        }
         self
     }
 
@@ -262,6 +280,16 @@ impl Vm {
         self.channel().send(request, &[]).expect("hull-vmm listens");
     }
 
+    /// Connects a network interface to another tap.
+    ///
+    /// # Panics
+    /// When the VMM is gone.
+    pub fn plug(&self, nic: usize, tap: Tap) {
+        let tap = OwnedFd::from(tap);
+        let sent = self.channel().send(&Request::Plug { nic }, &[tap.as_fd()]);
+        sent.expect("hull-vmm listens");
+    }
+
     /// Receives the next event; `None` once the VMM has closed the socket.
     #[must_use]
     pub fn event(&self) -> Option<Event> {
@@ -309,6 +337,9 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("the guest printed:\n{}", self.console());
+        }
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

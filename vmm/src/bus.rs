@@ -22,7 +22,7 @@ pub trait Slot: BusDevice {
     /// The notification of every queue.
     fn notifications(&self) -> &[EventFd];
 
-    /// Whether a daemon and not the event loop serves the notifications.
+    /// Whether a daemon or the host's kernel, and not the event loop, serves the notifications.
     fn served_elsewhere(&self) -> bool;
 
     /// What raises the device's interrupt, to be bound to its GSI.

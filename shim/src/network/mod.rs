@@ -366,6 +366,7 @@ pub fn cards<F>() -> Vec<Nic<F>> {
     (0..CARDS)
         .map(|number| Nic {
             tap: None,
+            vhost: None,
             mac: card(number),
             mtu: None,
             receive_limit: RateLimit::default(),

@@ -25,6 +25,7 @@ pub(crate) fn boot(machine: Machine<'_>) -> anyhow::Result<Hull> {
     };
     let nic = |tap: hull_tests::Tap| Nic {
         tap: Some(tap.into()),
+        vhost: None,
         mac: MacAddress([2, 0, 0, 0, 0, 1]),
         mtu: None,
         receive_limit: RateLimit::default(),

@@ -93,6 +93,9 @@ pub struct Nic<F> {
     /// A descriptor of `/dev/net/tun`, attached with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`. Without
     /// one the card has no cable until [`Request::Plug`](crate::Request::Plug).
     pub tap: Option<F>,
+    /// A descriptor of `/dev/vhost-net` of the card's own: with it the host's kernel moves the frames,
+    /// and not the VMM. A card with a limit has its frames moved by the VMM all the same.
+    pub vhost: Option<F>,
     /// The guest's hardware address.
     pub mac: MacAddress,
     /// The MTU in bytes that the guest is told and may not exceed, if any.
@@ -194,6 +197,7 @@ impl<F> VmConfig<F> {
                 .map(|nic| {
                     Ok(Nic {
                         tap: nic.tap.map(&mut *convert).transpose()?,
+                        vhost: nic.vhost.map(&mut *convert).transpose()?,
                         mac: nic.mac,
                         mtu: nic.mtu,
                         receive_limit: nic.receive_limit,
@@ -295,7 +299,14 @@ mod tests {
                     operations: None,
                 },
             }],
-            nics: vec![],
+            nics: vec![Nic {
+                tap: None,
+                vhost: Some(file()),
+                mac: MacAddress([2, 0, 0, 0, 0, 1]),
+                mtu: None,
+                receive_limit: RateLimit::default(),
+                transmit_limit: RateLimit::default(),
+            }],
             shares: vec![Share {
                 daemon: file(),
                 tag: "hull".into(),
@@ -314,7 +325,7 @@ mod tests {
     #[test]
     fn a_configuration_survives_the_wire_with_its_descriptors_in_place() {
         let (wire, fds) = config(null).detach();
-        assert_eq!(fds.len(), 5);
+        assert_eq!(fds.len(), 6);
 
         let text = serde_json::to_string(&wire).unwrap();
         let back: VmConfig<FdIndex> = serde_json::from_str(&text).unwrap();
@@ -323,6 +334,8 @@ mod tests {
         let attached = back.attach(fds).unwrap();
         assert!(attached.serial.is_some());
         assert_eq!(attached.disks[0].serial, "guest");
+        let nic = &attached.nics[0];
+        assert_eq!((nic.tap.is_some(), nic.vhost.is_some()), (false, true));
     }
 
     #[test]
@@ -343,8 +356,8 @@ mod tests {
         assert_eq!(
             wire.attach(fds).unwrap_err(),
             DescriptorError::Unusable {
-                index: 4,
-                received: 4
+                index: 5,
+                received: 5
             }
         );
     }
@@ -357,7 +370,7 @@ mod tests {
             wire.attach(fds).unwrap_err(),
             DescriptorError::Unusable {
                 index: 0,
-                received: 5
+                received: 6
             }
         );
     }

@@ -3,5 +3,6 @@
 pub mod image;
 pub mod stream;
 pub mod tap;
+pub mod vhost_net;
 pub mod vhost_user;
 pub mod vring;

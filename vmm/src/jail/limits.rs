@@ -12,8 +12,8 @@ use super::{JailError, step};
 /// until the shim has taken it, and what the machine is made of.
 const DESCRIPTORS: u64 = 4096;
 
-/// Threads: 64 vCPUs, four for each of a dozen disks, the event loop, what KVM starts in our name, and
-/// room.
+/// Threads: 64 vCPUs, four for each of a dozen disks, the event loop, what KVM and vhost-net start in
+/// our name, and room.
 const THREADS: u64 = 144;
 
 /// Closes what a parent left open, but for the standard streams and `control`.

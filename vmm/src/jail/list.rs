@@ -13,7 +13,7 @@
 //! `build.rs` compiles this module too: it turns the lists into filters.
 
 /// What a condition may name: numbers that the kernel fixed, the same on both architectures.
-const NAMED: [(&str, u32); 13] = [
+const NAMED: [(&str, u32); 20] = [
     ("0", 0),
     // linux/kvm.h
     ("KVM_RUN", 0xae80),
@@ -24,6 +24,14 @@ const NAMED: [(&str, u32); 13] = [
     ("TUNGETIFF", 0x8004_54d2),
     ("TUNSETOFFLOAD", 0x4004_54d0),
     ("TUNSETVNETHDRSZ", 0x4004_54d8),
+    // linux/vhost.h
+    ("VHOST_SET_FEATURES", 0x4008_af00),
+    ("VHOST_SET_VRING_NUM", 0x4008_af10),
+    ("VHOST_SET_VRING_ADDR", 0x4028_af11),
+    ("VHOST_SET_VRING_BASE", 0x4008_af12),
+    ("VHOST_SET_VRING_KICK", 0x4008_af20),
+    ("VHOST_SET_VRING_CALL", 0x4008_af21),
+    ("VHOST_NET_SET_BACKEND", 0x4008_af30),
     // linux/fs.h
     ("BLKDISCARD", 0x1277),
     ("BLKGETSIZE64", 0x8008_1272),

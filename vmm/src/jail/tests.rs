@@ -8,6 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
+use vhost::vhost_kern::vhost_binding as vhost;
 
 use super::list::{self, Rule};
 use super::seccomp::{Filters, Thread};
@@ -131,6 +132,26 @@ fn arguments_are_looked_at() {
     ] {
         let found = is_stopped(thread, call, arguments);
         assert_eq!(found, stopped, "{thread:?}, call {call}, {arguments:x?}");
+    }
+    // linux/vhost.h has the numbers by this library's word, too.
+    for (call, by_vcpu, by_event_loop) in [
+        (vhost::VHOST_SET_FEATURES(), true, false),
+        (vhost::VHOST_SET_VRING_NUM(), true, false),
+        (vhost::VHOST_SET_VRING_BASE(), true, false),
+        (vhost::VHOST_SET_VRING_ADDR(), true, false),
+        (vhost::VHOST_SET_VRING_CALL(), true, false),
+        (vhost::VHOST_SET_VRING_KICK(), true, false),
+        (vhost::VHOST_NET_SET_BACKEND(), true, true),
+        // Which memory it may reach, and whose, is settled before.
+        (vhost::VHOST_SET_MEM_TABLE(), false, false),
+        (vhost::VHOST_SET_OWNER(), false, false),
+        (vhost::VHOST_SET_LOG_BASE(), false, false),
+    ] {
+        let request = ioctl(u32::try_from(call).unwrap());
+        for (thread, allowed) in [(Vcpu, by_vcpu), (EventLoop, by_event_loop)] {
+            let found = is_stopped(thread, libc::SYS_ioctl, request);
+            assert_eq!(found, !allowed, "{thread:?}, {request:x?}");
+        }
     }
     for (thread, _, _) in LISTS {
         let data = libc::PROT_READ | libc::PROT_WRITE;

@@ -11,10 +11,12 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::config::{self, ConfigError};
 use super::counters::Counters;
+use super::nics::SharedNic;
 use super::run::Reach;
 use crate::arch::{self, ArchError, Description, Interrupts, KernelError};
 use crate::backend::image::{Image, ImageError};
-use crate::backend::tap::{TapError, TapFile};
+use crate::backend::tap::TapError;
+use crate::backend::vhost_net::VhostError;
 use crate::bus::{Bus, SharedSlot};
 use crate::jail::Filters;
 use crate::kvm::{self, KvmError, Slots, Vcpu, Vm};
@@ -28,7 +30,7 @@ use crate::virtio::device::Device;
 use crate::virtio::fs::{Fs, FsError};
 use crate::virtio::mem::{self, Mem};
 use crate::virtio::mmio::{Mmio, QUEUE_NOTIFY};
-use crate::virtio::net::{Limits, Net, NetError};
+use crate::virtio::net::NetError;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Dialler, Vsock, VsockError};
 
@@ -73,6 +75,9 @@ pub enum BuildError {
     /// A network interface's tap.
     #[error("take a tap")]
     Tap(#[from] TapError),
+    /// What moves its frames.
+    #[error("have the host's kernel move a network card's frames")]
+    Vhost(#[from] VhostError),
     /// A network interface itself.
     #[error("make a network card")]
     Nic(#[from] NetError),
@@ -101,9 +106,6 @@ pub(super) type SharedVsock = Arc<Mutex<Mmio<Vsock>>>;
 
 /// A disk, likewise.
 pub(super) type SharedDisk = Arc<Mutex<Mmio<Blk>>>;
-
-/// A network card, likewise.
-pub(super) type SharedNic = Arc<Mutex<Mmio<Net<TapFile>>>>;
 
 /// The balloon, likewise.
 pub(super) type SharedBalloon = Arc<Mutex<Mmio<Balloon>>>;
@@ -160,20 +162,10 @@ pub(super) fn build(
         disks.push(slot(Blk::spare(filters).map_err(disk_threads)?, &ram)?);
     }
     slots.extend(disks.iter().map(|disk| disk.clone() as SharedSlot));
-    let mut nics = Vec::new();
-    for nic in config.nics {
-        let limits = Limits {
-            receive: limiter(nic.receive_limit)?,
-            transmit: limiter(nic.transmit_limit)?,
-        };
-        let mut net = Net::new(nic.mac.0, nic.mtu, limits)?;
-        if let Some(tap) = nic.tap {
-            plug(&mut net, tap)?;
-        }
-        let net = slot(net, &ram)?;
-        nics.push(net.clone());
-        slots.push(net);
-    }
+    let nics = (config.nics.into_iter())
+        .map(|nic| SharedNic::new(nic, &ram))
+        .collect::<Result<Vec<_>, _>>()?;
+    slots.extend(nics.iter().map(SharedNic::slot));
     let dialler = Box::new(ControlDialler {
         control: Arc::clone(control),
         counters: Arc::clone(counters),
@@ -271,15 +263,6 @@ fn without(ram: &Ram, hotplug: Option<(GuestAddress, usize)>) -> Ram {
     rest
 }
 
-/// Connects a card to a descriptor that has to be a tap.
-pub(super) fn plug(net: &mut Net<TapFile>, tap: OwnedFd) -> Result<(), BuildError> {
-    let tap = TapFile::new(tap)?;
-    net.plug(tap).map_err(|source| BuildError::Host {
-        what: "connect a network card to its tap",
-        source,
-    })
-}
-
 fn disk_threads(source: io::Error) -> BuildError {
     BuildError::Host {
         what: "start a disk's threads",
@@ -287,14 +270,14 @@ fn disk_threads(source: io::Error) -> BuildError {
     }
 }
 
-fn limiter(limit: RateLimit) -> Result<RateLimiter, BuildError> {
+pub(super) fn limiter(limit: RateLimit) -> Result<RateLimiter, BuildError> {
     RateLimiter::new(limit).map_err(|source| BuildError::Host {
         what: "make a rate limit's timer",
         source,
     })
 }
 
-fn slot<D: Device>(device: D, ram: &Ram) -> Result<Arc<Mutex<Mmio<D>>>, BuildError> {
+pub(super) fn slot<D: Device>(device: D, ram: &Ram) -> Result<Arc<Mutex<Mmio<D>>>, BuildError> {
     let mmio = Mmio::new(device, ram.clone()).map_err(|source| BuildError::Host {
         what: "make a device's eventfds",
         source,

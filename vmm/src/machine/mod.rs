@@ -13,6 +13,7 @@
 mod build;
 mod config;
 mod counters;
+mod nics;
 mod run;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

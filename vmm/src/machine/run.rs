@@ -6,10 +6,9 @@ use std::sync::{Arc, PoisonError};
 
 use vmm_control::{Channel, Event, ExitReason, ReceiveError, Request};
 
-use super::build::{
-    self, Machine, SharedBalloon, SharedDisk, SharedMemory, SharedNic, SharedVsock,
-};
+use super::build::{Machine, SharedBalloon, SharedDisk, SharedMemory, SharedVsock};
 use super::counters::Counters;
+use super::nics::SharedNic;
 use super::vcpus::{Context, Vcpus};
 use crate::backend::image::Image;
 use crate::bus::{Bus, Slot};
@@ -237,8 +236,7 @@ fn plug(nic: Option<&SharedNic>, fds: Vec<OwnedFd>) -> Result<(), String> {
         .into_iter()
         .next()
         .ok_or("no tap came with the request")?;
-    let mut slot = nic.lock().unwrap_or_else(PoisonError::into_inner);
-    build::plug(slot.device(), tap).map_err(|e| report::chain(&e))
+    nic.plug(tap).map_err(|e| report::chain(&e))
 }
 
 fn plug_disk(

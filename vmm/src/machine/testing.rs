@@ -12,6 +12,7 @@ use vmm_control::{Channel, ExitReason};
 
 use super::build::ControlDialler;
 use super::counters::Counters;
+use super::nics::SharedNic;
 use super::run::{Reach, serve_control};
 use crate::jail::Filters;
 use crate::memory;
@@ -47,7 +48,9 @@ impl Headless {
         let reach = Reach {
             disks: vec![Arc::new(Mutex::new(Mmio::new(disk, ram.clone()).unwrap()))],
             vsock: Arc::new(Mutex::new(Mmio::new(vsock, ram.clone()).unwrap())),
-            nics: vec![Arc::new(Mutex::new(Mmio::new(net, ram).unwrap()))],
+            nics: vec![SharedNic::Own(Arc::new(Mutex::new(
+                Mmio::new(net, ram).unwrap(),
+            )))],
             balloon: Some(Arc::new(Mutex::new(balloon))),
             memory: None,
         };

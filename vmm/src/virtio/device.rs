@@ -95,9 +95,9 @@ pub trait Device: Send {
         Ok(())
     }
 
-    /// Whether a daemon serves the queues (vhost-user): the event loop then leaves the queues'
-    /// notifications to it, `features` is the whole set it offers, and `InterruptStatus` always
-    /// reads "used buffer", because the daemon raises the line without telling.
+    /// Whether a daemon (vhost-user) or the host's kernel (vhost-net) serves the queues: the event loop
+    /// then leaves the queues' notifications to it, `features` is the whole set that is offered, and
+    /// `InterruptStatus` always reads "used buffer", because it raises the line without telling.
     fn external_queues(&self) -> bool {
         false
     }

@@ -118,6 +118,14 @@ impl<D: Device> Mmio<D> {
         }
     }
 
+    /// Has whoever serves the queues look at all of them, as if the driver had notified: it may have
+    /// done so when nobody could serve it.
+    pub fn notify_again(&self) {
+        for kick in &self.kicks {
+            let _ = kick.write(1);
+        }
+    }
+
     /// Tells the driver that the device's configuration has changed.
     pub fn config_changed(&mut self) {
         self.generation = self.generation.wrapping_add(1);
@@ -257,9 +265,7 @@ impl<D: Device> Mmio<D> {
             return;
         }
         // The driver may have notified before it was ready, and need not do so again.
-        for kick in &self.kicks {
-            let _ = kick.write(1);
-        }
+        self.notify_again();
     }
 
     fn reset(&mut self) {

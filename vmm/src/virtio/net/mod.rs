@@ -21,6 +21,7 @@
 
 mod config;
 mod header;
+mod vhost;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -31,6 +32,7 @@ use virtio_queue::QueueT;
 use self::config::Config;
 pub use self::config::NetError;
 use self::header::Header;
+pub use self::vhost::VhostNet;
 use crate::backend::tap::{Tap, VNET_HEADER_LEN};
 use crate::memory::Ram;
 use crate::rate_limit::RateLimiter;

@@ -13,20 +13,20 @@ use super::*;
 use crate::backend::tap::Offloads;
 use crate::virtio::queue::testing::{Buffer, Driver};
 
-const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub(super) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const TSO: u64 = header::F_CSUM | header::F_HOST_TSO4;
 /// A header that asks for nothing.
 const PLAIN: [u8; VNET_HEADER_LEN] = [0; VNET_HEADER_LEN];
 
 /// What the test can see and do behind the tap's back.
 #[derive(Debug, Default)]
-struct Host {
-    offloads: Vec<Offloads>,
+pub(super) struct Host {
+    pub(super) offloads: Vec<Offloads>,
     deleted: bool,
 }
 
 #[derive(Debug)]
-struct FakeTap {
+pub(super) struct FakeTap {
     socket: UnixDatagram,
     host: Arc<Mutex<Host>>,
 }
@@ -153,7 +153,7 @@ impl Guest {
 }
 
 /// A tap, its other end, and what is behind it.
-fn fake_tap() -> (FakeTap, UnixDatagram, Arc<Mutex<Host>>) {
+pub(super) fn fake_tap() -> (FakeTap, UnixDatagram, Arc<Mutex<Host>>) {
     let (socket, wire) = UnixDatagram::pair().unwrap();
     socket.set_nonblocking(true).unwrap();
     wire.set_nonblocking(true).unwrap();

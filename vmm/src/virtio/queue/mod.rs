@@ -76,7 +76,7 @@ impl<'a> Queues<'a> {
         self.ram
     }
 
-    /// The rings themselves, for a daemon that is told their addresses.
+    /// The rings themselves, for whoever serves them instead and is told their addresses.
     #[must_use]
     pub fn rings(&self) -> &[Queue] {
         self.rings
