@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use crate::config::Config;
+use crate::network::VHOST_NET;
 
 /// One thing that was looked at.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,7 +20,7 @@ pub struct Finding {
 #[must_use]
 pub fn check(config: &Config) -> Vec<Finding> {
     let finding = |name, result| Finding { name, result };
-    vec![
+    let mut findings = vec![
         finding("KVM", kvm()),
         finding("kernel", file(&config.kernel, "kernel", false)),
         finding("image", file(&config.image, "image", false)),
@@ -33,7 +34,12 @@ pub fn check(config: &Config) -> Vec<Finding> {
             "jail",
             jail(Path::new("/proc/sys/user/max_user_namespaces")),
         ),
-    ]
+    ];
+    // Nobody else needs it.
+    if config.vhost_net {
+        findings.push(finding("vhost-net", vhost_net(Path::new(VHOST_NET))));
+    }
+    findings
 }
 
 /// What KVM takes.
@@ -49,6 +55,17 @@ fn kvm() -> Result<String, String> {
     match OpenOptions::new().read(true).write(true).open(path) {
         Ok(_) => Ok(format!("{path} can be opened")),
         Err(e) => Err(format!("open {path}: {e}; {KVM_NEEDS}, and run as root")),
+    }
+}
+
+fn vhost_net(path: &Path) -> Result<String, String> {
+    let shown = path.display();
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(_) => Ok(format!("{shown} can be opened")),
+        Err(e) => Err(format!(
+            "open {shown}: {e}; modprobe vhost_net, and run as root, or set \"vhost_net\" to false in {}",
+            crate::config::PATH
+        )),
     }
 }
 
@@ -140,8 +157,22 @@ mod tests {
         assert!(shim("/no/such").unwrap_err().contains("PATH"));
         let error = cgroups(Path::new("/no/such")).unwrap_err();
         assert!(error.contains("unified_cgroup_hierarchy"), "{error}");
+        let error = vhost_net(Path::new("/no/such")).unwrap_err();
+        assert!(error.contains("modprobe vhost_net"), "{error}");
         let error = jail(Path::new("/no/such")).unwrap_err();
         assert!(error.contains("CONFIG_USER_NS"), "{error}");
+    }
+
+    #[test]
+    fn vhost_net_is_looked_for_where_it_is_used() {
+        for vhost_net in [true, false] {
+            let config = Config {
+                vhost_net,
+                ..Config::default()
+            };
+            let looked = check(&config).iter().any(|it| it.name == "vhost-net");
+            assert_eq!(looked, vhost_net);
+        }
     }
 
     #[test]

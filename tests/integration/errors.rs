@@ -67,6 +67,23 @@ fn a_missing_kvm_is_named() {
 }
 
 #[test]
+fn a_host_without_the_vhost_net_that_is_asked_for_is_named() {
+    let host = Host::take();
+    let _configuration = host.hide("/etc/hull/config.toml");
+    fs::write("/etc/hull/config.toml", "vhost_net = true\n").unwrap();
+    let device = host.hide("/dev/vhost-net");
+
+    let run = host.container("no-vhost-net").run(&["true"]);
+    let check = hull_tests::command::<&str>("hull", &["check"], b"");
+    drop(device);
+    fs::remove_file("/etc/hull/config.toml").unwrap();
+
+    refused(&run, &["/dev/vhost-net", "No such file", "hull check"]);
+    assert_eq!(check.status, 1, "{check:#?}");
+    assert!(check.stdout.contains("modprobe vhost_net"), "{check:#?}");
+}
+
+#[test]
 fn a_kernel_that_is_none_is_refused() {
     let host = Host::take();
     let _hidden = host.hide("/usr/lib/hull/vmlinux");

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::thread;
 
 use hull_tests::{Container, Finished, Host, command, wait};
@@ -117,6 +118,44 @@ fn assert_as_before(namespace: &Namespace) {
     );
     let ping = command_in(namespace, "ping -c 1 -W 10 192.0.2.1");
     assert_eq!(ping.status, 0, "{ping:#?}");
+}
+
+/// A megabyte each way, one after the other, with the offloads of taps.
+#[test]
+fn with_vhost_net_a_container_has_its_network_all_the_same() {
+    let host = Host::take();
+    let _hidden = host.hide("/etc/hull/config.toml");
+    fs::write("/etc/hull/config.toml", "vhost_net = true\n").unwrap();
+    let namespace = Namespace::with_veth("hull-test");
+    let listener = TcpListener::bind("192.0.2.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let container = host
+        .container("vhost")
+        .options(&["--with-ns", &namespace.option()])
+        .start(&["sleep", "1000"]);
+
+    let cards = fs::read_dir(container.vmm().path("fd")).unwrap().flatten();
+    let cards = cards
+        .filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == Path::new("/dev/vhost-net")));
+    assert_eq!(cards.count(), 4);
+    let ping = container.exec("ping", &["ping", "-c", "1", "-W", "10", "192.0.2.1"]);
+    assert_eq!(ping.status, 0, "{ping:#?}");
+    thread::scope(|scope| {
+        let server = scope.spawn(|| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut received = vec![0; 1 << 20];
+            stream.read_exact(&mut received).unwrap();
+            stream.write_all(&received).unwrap();
+        });
+        let script = format!("head -c 1048576 /dev/zero | nc 192.0.2.1 {port} | wc -c");
+        let run = container.exec("both-ways", &["sh", "-c", &script]);
+        server.join().unwrap();
+        assert_eq!(run.output(), "1048576", "{run:?}");
+    });
+
+    container.end();
+    fs::remove_file("/etc/hull/config.toml").unwrap();
+    assert_as_before(&namespace);
 }
 
 #[test]

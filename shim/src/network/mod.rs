@@ -51,6 +51,9 @@ use crate::ports::Ports;
 use crate::vmm_process::Control;
 use cables::Cable;
 
+/// What has the host's kernel move a card's frames.
+pub const VHOST_NET: &str = "/dev/vhost-net";
+
 /// What their names begin with.
 const TAP: &str = "hull";
 
@@ -361,12 +364,14 @@ impl Network {
     }
 }
 
-/// The cards that a machine boots with.
-pub fn cards<F>() -> Vec<Nic<F>> {
+/// The cards that a machine boots with. Those that there is a descriptor of [`VHOST_NET`] for have their
+/// frames moved by the host's kernel.
+pub fn cards<F>(vhost: Vec<F>) -> Vec<Nic<F>> {
+    let mut vhost = vhost.into_iter();
     (0..CARDS)
         .map(|number| Nic {
             tap: None,
-            vhost: None,
+            vhost: vhost.next(),
             mac: card(number),
             mtu: None,
             receive_limit: RateLimit::default(),

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use crate::config::Config;
+use crate::network::{CARDS, VHOST_NET};
 use crate::state_dir::{StateDir, StateError};
 
 /// Kernel words that every guest is given (kernel-parameters.txt): where the root is; that a panic
@@ -21,6 +22,9 @@ pub enum AssetError {
     /// No virtualization.
     #[error("open /dev/kvm")]
     Kvm(#[source] io::Error),
+    /// What the configuration has move frames.
+    #[error("open {VHOST_NET}, which \"vhost_net\" asks for")]
+    VhostNet(#[source] io::Error),
     /// The guest's kernel or image.
     #[error("open guest {key} {}", path.display())]
     File {
@@ -42,6 +46,8 @@ pub(super) struct Assets {
     pub(super) kernel: OwnedFd,
     /// The guest's root.
     pub(super) image: OwnedFd,
+    /// `/dev/vhost-net`, once for each network card, if it is to be used.
+    pub(super) vhost: Vec<OwnedFd>,
 }
 
 impl Assets {
@@ -59,9 +65,15 @@ impl Assets {
                     source,
                 })
         };
-        let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+        let device = |path| -> io::Result<OwnedFd> {
+            let file = OpenOptions::new().read(true).write(true).open(path)?;
+            Ok(file.into())
+        };
+        let cards = if config.vhost_net { CARDS } else { 0 };
+        let vhost = (0..cards).map(|_| device(VHOST_NET).map_err(AssetError::VhostNet));
         Ok(Self {
-            kvm: kvm.map_err(AssetError::Kvm)?.into(),
+            kvm: device("/dev/kvm").map_err(AssetError::Kvm)?,
+            vhost: vhost.collect::<Result<_, _>>()?,
             kernel: open("kernel", &config.kernel)?,
             image: open("image", &config.image)?,
         })

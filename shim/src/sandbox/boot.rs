@@ -79,7 +79,9 @@ impl BootError {
             )
         };
         match self {
-            Self::Asset(AssetError::Kvm(_)) => Some("run \"hull check\"".to_owned()),
+            Self::Asset(AssetError::Kvm(_) | AssetError::VhostNet(_)) => {
+                Some("run \"hull check\"".to_owned())
+            }
             Self::Asset(AssetError::File { key, .. }) => Some(install(key)),
             Self::Vmm(VmmError::Start { .. }) => Some(install("vmm")),
             Self::FsDaemon(FsDaemonError::Start { .. }) => Some(install("virtiofsd")),
@@ -198,7 +200,7 @@ impl Booting {
             memory_mib: config.memory_mib,
             serial,
             disks,
-            nics: network::cards(),
+            nics: network::cards(assets.vhost),
             shares: vec![vmm_control::Share {
                 daemon: connection,
                 tag: SHARE_TAG.into(),
