@@ -394,6 +394,7 @@ fn failure(error: &ContainerError) -> ttrpc::Error {
             CreateError::Launch(_) | CreateError::Stdio(StdioError::TerminalStderr(_)),
         ) => Code::INVALID_ARGUMENT,
         ContainerError::Create(_)
+        | ContainerError::Remove(_)
         | ContainerError::Cgroup(_)
         | ContainerError::Operation(_)
         | ContainerError::System { .. }

@@ -140,15 +140,37 @@ fn reason(errno: Errno) -> &'static str {
 }
 
 /// Unmounts those of container `id`, which writes back what they hold. It has no processes any more.
-pub fn unmount_all(id: &str) {
+///
+/// # Errors
+/// What the kernel says of the last that it does not unmount.
+pub async fn unmount_all(reaper: &Reaper, id: &str) -> Result<(), OperationError> {
     let directory = Path::new(VOLUMES).join(id);
-    for at in fs::read_dir(&directory).into_iter().flatten().flatten() {
-        // The container's mount namespace may be on its way out.
-        if umount2(&at.path(), MntFlags::empty()) == Err(Errno::EBUSY) {
-            let _ = umount2(&at.path(), MntFlags::MNT_DETACH);
-        }
+    if !directory.exists() {
+        return Ok(());
     }
-    let _ = fs::remove_dir_all(&directory);
+    // In a process of its own: what is to be written may be much, and the host's device slow.
+    operation::run(reaper, "unmount block volumes", &[], || {
+        let mut failed = Ok(());
+        for at in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let unmounted = match umount2(&at.path(), MntFlags::empty()) {
+                // The container's mount namespace may be on its way out.
+                Err(Errno::EBUSY) => umount2(&at.path(), MntFlags::MNT_DETACH),
+                // It was never mounted.
+                Err(Errno::EINVAL) => Ok(()),
+                done => done,
+            };
+            if let Err(errno) = unmounted {
+                failed = Err(format!("{}: {}", at.path().display(), errno.desc()));
+            }
+        }
+        // Of those that are unmounted; never what is in one that is not.
+        for at in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(at.path());
+        }
+        let _ = fs::remove_dir(&directory);
+        failed
+    })
+    .await
 }
 
 #[cfg(test)]

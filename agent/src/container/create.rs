@@ -83,6 +83,25 @@ pub enum CreateError {
     Launch(String),
 }
 
+/// Why something of a container is still there.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    /// Its cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// Its disks.
+    #[error(transparent)]
+    BlockVolumes(#[from] OperationError),
+    /// A file the agent kept for it.
+    #[error("remove {}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
 /// An init that waits.
 pub struct Created {
     /// In the agent's pid namespace.
@@ -198,7 +217,7 @@ pub async fn create(
 ) -> Result<Created, CreateError> {
     let created = try_create(reaper, host, id, plan, ports).await;
     if created.is_err()
-        && let Err(error) = remove(id).await
+        && let Err(error) = remove(reaper, id).await
     {
         log::error!("clean up after container {id}: {}", error_chain(&error));
     }
@@ -279,25 +298,20 @@ pub async fn start(reaper: &Reaper, id: &str, report: Report) -> Result<(), Crea
 ///
 /// # Errors
 /// When something is still there.
-pub async fn remove(id: &str) -> Result<(), CgroupError> {
+pub async fn remove(reaper: &Reaper, id: &str) -> Result<(), RemoveError> {
     Cgroup::at(&plan::cgroup_path(id)).remove().await?;
-    block_volumes::unmount_all(id);
+    let unmounted = block_volumes::unmount_all(reaper, id).await;
     user_namespace::remove(id);
     for parent in [CONTAINERS, BUNDLES] {
         let path = Path::new(parent).join(id);
         match fs::remove_dir_all(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                let action = "remove";
-                return Err(CgroupError::File {
-                    action,
-                    path,
-                    source,
-                });
+                return Err(RemoveError::File { path, source });
             }
             _ => {}
         }
     }
-    Ok(())
+    Ok(unmounted?)
 }
 
 /// libcontainer's state of a container.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::create::CreateError;
+use super::create::{CreateError, RemoveError};
 use super::refusal::PlanError;
 use crate::cgroup::CgroupError;
 use crate::operation::OperationError;
@@ -55,6 +55,9 @@ pub enum ContainerError {
     /// The process could not be made.
     #[error(transparent)]
     Create(#[from] CreateError),
+    /// Something of it is still there.
+    #[error(transparent)]
+    Remove(#[from] RemoveError),
     /// The cgroup refused.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),

@@ -248,7 +248,7 @@ impl Containers {
         let container = self.table().remove(container_id);
         // Of two calls one finds it.
         container.ok_or_else(|| ContainerError::NoContainer(container_id.clone()))?;
-        Ok(create::remove(container_id).await?)
+        Ok(create::remove(self.reaper(), container_id).await?)
     }
 
     /// The container's processes, with the exec ids of those that were started as such.
