@@ -7,6 +7,7 @@ mod hull;
 mod machine;
 mod measures;
 mod process;
+mod profile;
 mod qemu;
 mod report;
 mod server;

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::machine::{Machine, Running, Vmm};
 use crate::process;
+use crate::profile::Trace;
 use crate::server;
 
 /// One kind of run, and what it tells.
@@ -118,6 +119,24 @@ pub(crate) const MEASURES: &[Measure] = &[
         ],
         run: start,
     },
+    // Of the start; apart, because tracing takes time itself.
+    Measure {
+        name: "profile",
+        figures: &[
+            figure("before", "until the guest first runs", "ms", Goal::None),
+            figure("guest", "in the guest", "ms", Goal::None),
+            figure(
+                "faults",
+                "its memory's page faults, in KVM",
+                "ms",
+                Goal::None,
+            ),
+            figure("halted", "while the guest waits", "ms", Goal::None),
+            figure("vmm", "in the VMM", "ms", Goal::None),
+            figure("rest", "other exits, in KVM", "ms", Goal::None),
+        ],
+        run: profile,
+    },
     Measure {
         name: "disk",
         figures: STORAGE,
@@ -205,8 +224,9 @@ impl Setting {
     }
 }
 
-fn start(setting: &Setting, vmm: Vmm) -> anyhow::Result<Figures> {
-    let machine = Machine {
+/// A machine that starts the agent, as the shim's do.
+fn agents(setting: &Setting) -> Machine<'_> {
+    Machine {
         qemu: &setting.qemu,
         cmdline: hull_shim::sandbox::CMDLINE.to_owned(),
         initrd: None,
@@ -214,9 +234,19 @@ fn start(setting: &Setting, vmm: Vmm) -> anyhow::Result<Figures> {
         tap: None,
         share: None,
         console: false,
-    };
+    }
+}
+
+fn profile(setting: &Setting, vmm: Vmm) -> anyhow::Result<Figures> {
+    let trace = Trace::begin()?;
+    let mut running = agents(setting).boot(vmm)?;
+    running.wait_for_agent()?;
+    trace.end()
+}
+
+fn start(setting: &Setting, vmm: Vmm) -> anyhow::Result<Figures> {
     let begin = Instant::now();
-    let mut running = machine.boot(vmm)?;
+    let mut running = agents(setting).boot(vmm)?;
     running.wait_for_agent()?;
     let ready = begin.elapsed().as_secs_f64() * 1e3;
 
