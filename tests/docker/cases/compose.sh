@@ -76,6 +76,7 @@ stack() {
 		    volumes: [ "./nginx.conf:/nginx.conf:ro" ]
 		    ports: [ "8080:80" ]
 		    depends_on: { api: { condition: service_healthy } }
+		    healthcheck: { test: "python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", 80))'", interval: 2s, timeout: 30s, retries: 60 }
 		volumes: { data: {} }
 	EOF
 	docker-compose up -d --wait
