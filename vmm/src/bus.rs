@@ -1,12 +1,16 @@
 //! What answers at which guest address: a slot of 4 KiB for each memory-mapped device.
 
+mod register_page;
+
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
+pub use self::register_page::RegisterPage;
+
 /// Bytes of each device's registers and configuration space.
-const SLOT_LEN: u64 = 0x1000;
+pub const SLOT_LEN: u64 = 0x1000;
 
 /// Something with registers. Offsets are relative to its slot; the data is 1 to 8 bytes.
 pub trait BusDevice: Send {
@@ -19,6 +23,9 @@ pub trait BusDevice: Send {
 
 /// A device as the event loop sees it.
 pub trait Slot: BusDevice {
+    /// Has what the driver reads in `page`, too, from now on, which KVM may then show it.
+    fn show_in(&mut self, page: RegisterPage);
+
     /// The notification of every queue.
     fn notifications(&self) -> &[EventFd];
 
@@ -166,6 +173,7 @@ mod tests {
     }
 
     impl Slot for Probe {
+        fn show_in(&mut self, _: RegisterPage) {}
         fn notifications(&self) -> &[EventFd] {
             &[]
         }

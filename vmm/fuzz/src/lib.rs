@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use arbitrary::{Result, Unstructured};
 use hull_vmm::bus::{BusDevice, Slot};
 use hull_vmm::virtio::device::Device;
-use hull_vmm::virtio::mmio::Mmio;
+use hull_vmm::virtio::mmio::{Changing, Mmio};
 use hull_vmm::virtio::queue::testing::{Buffer, Driver};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::{Bytes, GuestAddress};
@@ -63,7 +63,7 @@ impl<D: Device> Guest<D> {
     }
 
     /// The device, for its host's side.
-    pub fn device(&mut self) -> &mut D {
+    pub fn device(&mut self) -> Changing<'_, D> {
         self.mmio.device()
     }
 

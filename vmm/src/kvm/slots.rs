@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -30,8 +30,20 @@ impl Slots {
     ///
     /// # Errors
     /// When they do not, or KVM refuses: a slot for addresses that have one, no memory for it.
-    #[expect(unsafe_code, reason = "telling KVM where memory is")]
     pub fn add(&mut self, start: GuestAddress, length: u64) -> io::Result<()> {
+        self.set(start, length, 0)
+    }
+
+    /// The same, but the guest's to read alone: its stores leave it as those to no memory do.
+    ///
+    /// # Errors
+    /// As [`Slots::add`].
+    pub fn add_read_only(&mut self, start: GuestAddress, length: u64) -> io::Result<()> {
+        self.set(start, length, KVM_MEM_READONLY)
+    }
+
+    #[expect(unsafe_code, reason = "telling KVM where memory is")]
+    fn set(&mut self, start: GuestAddress, length: u64, flags: u32) -> io::Result<()> {
         let outside = || io::Error::other("not in one region of memory");
         let (region, offset) = self.ram.to_region_addr(start).ok_or_else(outside)?;
         if length > region.len() - offset.0 {
@@ -40,13 +52,13 @@ impl Slots {
         let host = region.as_ptr().addr() as u64 + offset.0;
         let slot = kvm_userspace_memory_region {
             slot: self.next,
-            flags: 0,
+            flags,
             guest_phys_addr: start.0,
             memory_size: length,
             userspace_addr: host,
         };
         // SAFETY: the guest may touch the range as long as a vCPU can run.
-        // 1. It lies in one live mapping, made by `memory::allocate`: checked above.
+        // 1. It lies in one live mapping, made by `memory`: checked above.
         // 2. It stays mapped: each `Vcpu`, the only way to run one, holds `ram`.
         // 3. No Rust reference points into it: `vm_memory` hands out volatile slices only.
         unsafe { self.fd.set_user_memory_region(slot) }?;

@@ -76,20 +76,17 @@ impl Vm {
             })
     }
 
-    /// Makes a 32-bit write of a queue's number to `address` signal that queue's eventfd, without a
-    /// vCPU leaving the kernel.
+    /// Makes a 32-bit write of `value` to `address` do no more than signal `eventfd`, without a vCPU
+    /// leaving the kernel.
     ///
     /// # Errors
     /// When KVM refuses.
-    pub fn bind_notifications(&self, queues: &[EventFd], address: u64) -> Result<(), KvmError> {
-        for (number, queue) in (0_u32..).zip(queues) {
-            self.fd
-                .register_ioevent(queue, &IoEventAddress::Mmio(address), number)
-                .map_err(|source| KvmError::Ioctl {
-                    what: "bind a notification",
-                    source,
-                })?;
-        }
-        Ok(())
+    pub fn bind_store(&self, eventfd: &EventFd, address: u64, value: u32) -> Result<(), KvmError> {
+        self.fd
+            .register_ioevent(eventfd, &IoEventAddress::Mmio(address), value)
+            .map_err(|source| KvmError::Ioctl {
+                what: "bind a store",
+                source,
+            })
     }
 }

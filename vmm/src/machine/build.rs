@@ -17,7 +17,7 @@ use crate::arch::{self, ArchError, Description, Interrupts, KernelError};
 use crate::backend::image::{Image, ImageError};
 use crate::backend::tap::TapError;
 use crate::backend::vhost_net::VhostError;
-use crate::bus::{Bus, SharedSlot};
+use crate::bus::{Bus, RegisterPage, SLOT_LEN, SharedSlot};
 use crate::jail::Filters;
 use crate::kvm::{self, KvmError, Slots, Vcpu, Vm};
 use crate::legacy::{Ports, Serial};
@@ -29,7 +29,7 @@ use crate::virtio::blk::Blk;
 use crate::virtio::device::Device;
 use crate::virtio::fs::{Fs, FsError};
 use crate::virtio::mem::{self, Mem};
-use crate::virtio::mmio::{Mmio, QUEUE_NOTIFY};
+use crate::virtio::mmio::{INTERRUPT_ACK, Mmio, QUEUE_NOTIFY, USED_BUFFER};
 use crate::virtio::net::NetError;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Dialler, Vsock, VsockError};
@@ -141,7 +141,8 @@ pub(super) fn build(
         .transpose()?;
 
     let kvm = kvm::take_over(config.kvm)?;
-    let (vm, memory_slots, interrupts, vcpus) = processors(&kvm, &ram, &boot_ram, config.vcpus)?;
+    let shown = with_registers(&ram)?;
+    let (vm, memory_slots, interrupts, vcpus) = processors(&kvm, &shown, &boot_ram, config.vcpus)?;
 
     let mut slots: Vec<SharedSlot> = Vec::new();
     let mut disks = Vec::new();
@@ -187,6 +188,7 @@ pub(super) fn build(
         .transpose()?;
     slots.extend(memory.clone().map(|memory| memory as SharedSlot));
     let mut bus = Bus::new(arch::DEVICE_BASE, slots);
+    show_registers(&shown, &bus);
     connect(&vm, &bus)?;
     let serial = (config.serial)
         .map(|output| serial(&vm, output))
@@ -221,15 +223,27 @@ pub(super) fn build(
     })
 }
 
+/// What the guest sees as memory: all of it, and the registers of virtio's devices if it may read them
+/// without leaving.
+fn with_registers(ram: &Ram) -> Result<Ram, MemoryError> {
+    if !arch::REGISTERS_IN_MEMORY {
+        return Ok(ram.clone());
+    }
+    memory::beside(ram, GuestAddress(arch::DEVICE_BASE), REGISTERS_LEN)
+}
+
+/// Bytes of the registers of all the devices there may be.
+const REGISTERS_LEN: u64 = arch::MAX_DEVICES as u64 * SLOT_LEN;
+
 /// Creates the VM with its vCPUs and memory. Both come before any ioeventfd: registering one starts
 /// a grace period in KVM, which the next vCPU or memory slot would wait for.
 fn processors(
     kvm: &Kvm,
-    ram: &Ram,
+    shown: &Ram,
     boot_ram: &Ram,
     count: u8,
 ) -> Result<(Vm, Slots, Interrupts, Vec<Vcpu>), BuildError> {
-    let vm = Vm::new(kvm, arch::vm_type(kvm, ram)?, ram.clone())?;
+    let vm = Vm::new(kvm, arch::vm_type(kvm, shown)?, shown.clone())?;
     let interrupts = arch::prepare_vm(&vm)?;
     let vcpus = (0..count)
         .map(|id| vm.create_vcpu(id))
@@ -239,7 +253,20 @@ fn processors(
     for region in boot_ram.iter() {
         (slots.add(region.start_addr(), region.len())).map_err(KvmError::Memory)?;
     }
+    if arch::REGISTERS_IN_MEMORY {
+        let start = GuestAddress(arch::DEVICE_BASE);
+        (slots.add_read_only(start, REGISTERS_LEN)).map_err(KvmError::Memory)?;
+    }
     Ok((vm, slots, interrupts, vcpus))
+}
+
+/// Has the devices write their registers where the guest reads them, if it does.
+fn show_registers(shown: &Ram, bus: &Bus) {
+    for (index, base) in bus.addresses().enumerate() {
+        if let Some(page) = RegisterPage::new(shown.clone(), base) {
+            bus.with(index, |slot| slot.show_in(page));
+        }
+    }
 }
 
 /// Where memory that may be plugged lies, if there is to be any.
@@ -286,24 +313,31 @@ pub(super) fn slot<D: Device>(device: D, ram: &Ram) -> Result<Arc<Mutex<Mmio<D>>
 }
 
 /// Wires each device's interrupt and notifications to the VM.
-fn connect(vm: &Vm, bus: &Bus) -> Result<(), KvmError> {
+fn connect(vm: &Vm, bus: &Bus) -> Result<(), BuildError> {
+    // Nobody reads it: what is acknowledged is of no interest.
+    let nobody = eventfd("make the devices' eventfd")?;
     let places = bus.addresses().zip(arch::device_gsis());
     for (index, (base, gsi)) in places.enumerate() {
         bus.with(index, |slot| {
             vm.bind_interrupt(slot.line(), gsi)?;
-            vm.bind_notifications(slot.notifications(), base + QUEUE_NOTIFY)
+            vm.bind_store(&nobody, base + INTERRUPT_ACK, USED_BUFFER)?;
+            (0..)
+                .zip(slot.notifications())
+                .try_for_each(|(queue, notification)| {
+                    vm.bind_store(notification, base + QUEUE_NOTIFY, queue)
+                })
         })?;
     }
     Ok(())
 }
 
+fn eventfd(what: &'static str) -> Result<EventFd, BuildError> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+        .map_err(|source| BuildError::Host { what, source })
+}
+
 fn serial(vm: &Vm, output: OwnedFd) -> Result<Serial, BuildError> {
-    let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|source| {
-        BuildError::Host {
-            what: "make the console's eventfd",
-            source,
-        }
-    })?;
+    let line = eventfd("make the console's eventfd")?;
     vm.bind_interrupt(&line, arch::SERIAL_GSI)?;
     Ok(Serial::new(output, line))
 }

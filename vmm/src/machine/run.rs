@@ -184,7 +184,8 @@ pub(super) fn serve_control(
             Ok((Request::Memory { mib }, _)) => {
                 if let Some(memory) = &reach.memory {
                     let mut slot = memory.lock().unwrap_or_else(PoisonError::into_inner);
-                    match slot.device().request(mib) {
+                    let requested = slot.device().request(mib);
+                    match requested {
                         Ok(()) => slot.config_changed(),
                         // The guest goes on with what it has.
                         Err(error) => report::warn(format_args!("make room for memory: {error}")),

@@ -7,10 +7,14 @@ mod mapping;
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate};
 use vm_memory::mmap::FromRangesError;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
+};
 
 /// The guest's RAM: regions of one shared memory file.
 pub type Ram = GuestMemoryMmap<()>;
@@ -70,6 +74,19 @@ pub fn allocate(ranges: &[(GuestAddress, usize)]) -> Result<Ram, MemoryError> {
         .map_err(|source| MemoryError::Map { bytes, source })?;
     mapping::leave_out_of_dumps(&ram).map_err(|source| MemoryError::Advise { bytes, source })?;
     Ok(ram)
+}
+
+/// `ram`, and `bytes` bytes at `start` that are no part of the file: what the guest may be shown of the
+/// VMM's, and no device reaches.
+///
+/// # Errors
+/// When the host has not enough memory, or the guest has some there.
+pub fn beside(ram: &Ram, start: GuestAddress, bytes: u64) -> Result<Ram, MemoryError> {
+    let failed = |source| MemoryError::Map { bytes, source };
+    let length = usize::try_from(bytes).map_err(|_| failed(FromRangesError::InvalidGuestRegion))?;
+    let region = GuestRegionMmap::from_range(start, length, None).map_err(failed)?;
+    let both = ram.insert_region(Arc::new(region));
+    both.map_err(|source| failed(source.into()))
 }
 
 /// Bytes of memory.

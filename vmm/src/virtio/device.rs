@@ -96,8 +96,7 @@ pub trait Device: Send {
     }
 
     /// Whether a daemon (vhost-user) or the host's kernel (vhost-net) serves the queues: the event loop
-    /// then leaves the queues' notifications to it, `features` is the whole set that is offered, and
-    /// `InterruptStatus` always reads "used buffer", because it raises the line without telling.
+    /// then leaves the queues' notifications to it, and `features` is the whole set that is offered.
     fn external_queues(&self) -> bool {
         false
     }

@@ -35,6 +35,11 @@ pub(super) const SLOT_LEN: u64 = 0x1000;
 /// Registers of the virtio devices.
 pub const DEVICE_BASE: u64 = 0x1000_0000;
 
+/// Whether the guest may read virtio's registers from memory that the VMM writes. Its loads from a device's
+/// addresses pass the caches by, with what the VMM has written in them (Arm ARM, "Mismatched memory
+/// attributes").
+pub const REGISTERS_IN_MEMORY: bool = false;
+
 /// The console's interrupt.
 pub const SERIAL_GSI: u32 = 1;
 /// Interrupts of the virtio devices.

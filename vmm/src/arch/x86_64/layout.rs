@@ -18,6 +18,10 @@ pub const MAX_VCPUS: u8 = 254;
 /// Registers of the virtio devices.
 pub const DEVICE_BASE: u64 = 0xd000_0000;
 
+/// Whether the guest may read virtio's registers from memory that the VMM writes: its loads, although not
+/// cached, see what is in the VMM's cache (Intel SDM vol. 3, "Methods of Caching Available").
+pub const REGISTERS_IN_MEMORY: bool = true;
+
 /// Interrupts of the virtio devices: the IOAPIC's inputs after the old PC devices', and those of two
 /// that this PC does not have, the keyboard and the second serial port.
 const FIRST_DEVICE_GSI: u32 = 5;

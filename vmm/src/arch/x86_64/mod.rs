@@ -12,7 +12,10 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 pub use cpuid::{CpuidError, Supported};
 pub use kernel::{Kernel, KernelError, load_kernel};
-pub use layout::{DEVICE_BASE, MAX_DEVICES, MAX_VCPUS, device_gsis, hotplug_range, ram_ranges};
+pub use layout::{
+    DEVICE_BASE, MAX_DEVICES, MAX_VCPUS, REGISTERS_IN_MEMORY, device_gsis, hotplug_range,
+    ram_ranges,
+};
 pub use mptable::MpTableError;
 pub use regs::RegisterError;
 pub use start_info::StartInfoError;

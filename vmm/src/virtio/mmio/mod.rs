@@ -4,12 +4,16 @@
 //! wide; an access of another width, or to a register that is not there, reads zero and writes
 //! nothing. A register that may not be written in the device's state is left as it is.
 //!
+//! The driver's loads come here, or to a page that has the same (`bus::RegisterPage`); its stores come here but for
+//! the frequent ones, which KVM takes: notifications, and acknowledgements of used buffers.
+//!
 //! Threat: every value here is the guest's. Queue addresses are checked when the device goes live
 //! and each time a ring is used; sizes are checked when written, and can't change afterwards.
 
 mod gate;
 
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -18,7 +22,7 @@ use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use self::gate::Gate;
-use crate::bus::{BusDevice, Slot};
+use crate::bus::{BusDevice, RegisterPage, Slot};
 use crate::memory::Ram;
 use crate::report;
 use crate::virtio::device::{Device, DeviceError};
@@ -41,7 +45,8 @@ const QUEUE_READY: u64 = 0x044;
 /// Where the driver notifies; ioeventfds take these writes before they reach us.
 pub const QUEUE_NOTIFY: u64 = 0x050;
 const INTERRUPT_STATUS: u64 = 0x060;
-const INTERRUPT_ACK: u64 = 0x064;
+/// Where the driver acknowledges an interrupt; KVM takes [`USED_BUFFER`] alone before it reaches us.
+pub const INTERRUPT_ACK: u64 = 0x064;
 const STATUS: u64 = 0x070;
 const QUEUE_DESC_LOW: u64 = 0x080;
 const QUEUE_DESC_HIGH: u64 = 0x084;
@@ -54,6 +59,31 @@ const SHM_LEN_HIGH: u64 = 0x0b4;
 const CONFIG_GENERATION: u64 = 0x0fc;
 const CONFIG: u64 = 0x100;
 
+/// Those of them that read as something.
+const READABLE: [u64; 12] = [
+    MAGIC_VALUE,
+    VERSION,
+    DEVICE_ID,
+    VENDOR_ID,
+    DEVICE_FEATURES,
+    QUEUE_SIZE_MAX,
+    QUEUE_READY,
+    INTERRUPT_STATUS,
+    STATUS,
+    SHM_LEN_LOW,
+    SHM_LEN_HIGH,
+    CONFIG_GENERATION,
+];
+
+/// `InterruptStatus` bit 0: the device used a buffer (§4.2.2).
+///
+/// It is set as long as the device is live. Whoever used a buffer, a daemon perhaps, raises the line and
+/// no more, and a driver finds out in the ring which of them were used. So to acknowledge it changes
+/// nothing, and need not reach us.
+pub const USED_BUFFER: u32 = 1 << 0;
+/// `InterruptStatus` bit 1: the configuration changed.
+const CONFIG_CHANGE: u32 = 1 << 1;
+
 /// "virt", little endian.
 const MAGIC: u32 = 0x7472_6976;
 /// "HULL", little endian.
@@ -64,6 +94,8 @@ pub struct Mmio<D> {
     device: D,
     ram: Ram,
     interrupt: Interrupt,
+    /// Whether the driver has not acknowledged the last change of the configuration.
+    config_change: bool,
     rings: Vec<Queue>,
     kicks: Vec<EventFd>,
     gate: Gate,
@@ -74,6 +106,31 @@ pub struct Mmio<D> {
     queue_select: u32,
     /// Counts what the host's side has changed in the configuration space.
     generation: u32,
+    /// Where the driver reads, if it does not ask us.
+    page: Option<RegisterPage>,
+}
+
+/// A device that its host's side changes: its driver sees it all once this is dropped.
+pub struct Changing<'a, D: Device>(&'a mut Mmio<D>);
+
+impl<D: Device> Deref for Changing<'_, D> {
+    type Target = D;
+
+    fn deref(&self) -> &D {
+        &self.0.device
+    }
+}
+
+impl<D: Device> DerefMut for Changing<'_, D> {
+    fn deref_mut(&mut self) -> &mut D {
+        &mut self.0.device
+    }
+}
+
+impl<D: Device> Drop for Changing<'_, D> {
+    fn drop(&mut self) {
+        self.0.show_all();
+    }
 }
 
 impl<D: Device> Mmio<D> {
@@ -94,6 +151,7 @@ impl<D: Device> Mmio<D> {
             device,
             ram,
             interrupt,
+            config_change: false,
             rings,
             kicks,
             gate: Gate::new()?,
@@ -103,12 +161,13 @@ impl<D: Device> Mmio<D> {
             driver_features_select: 0,
             queue_select: 0,
             generation: 0,
+            page: None,
         })
     }
 
     /// The device itself.
-    pub fn device(&mut self) -> &mut D {
-        &mut self.device
+    pub fn device(&mut self) -> Changing<'_, D> {
+        Changing(self)
     }
 
     /// Takes the device from its driver, if it has one: nobody serves it before the driver's reset.
@@ -130,8 +189,51 @@ impl<D: Device> Mmio<D> {
     pub fn config_changed(&mut self) {
         self.generation = self.generation.wrapping_add(1);
         if self.status.is_live() {
-            self.interrupt.config_changed();
+            self.tell_of_config();
+        } else {
+            self.show_all();
         }
+    }
+
+    fn tell_of_config(&mut self) {
+        self.config_change = true;
+        self.show_all();
+        self.interrupt.raise();
+    }
+
+    /// Has the driver read what is so now.
+    fn show_all(&mut self) {
+        if let Some(mut page) = self.page.take() {
+            for register in READABLE {
+                let word = self.read_register(register);
+                page.show(register, word);
+            }
+            self.page = Some(page);
+            self.show_config();
+        }
+    }
+
+    /// The same of the configuration space, which is all that queues change.
+    fn show_config(&mut self) {
+        if let Some(page) = &mut self.page {
+            // As long as any device's.
+            let mut config = [0; 0x100];
+            self.device.read_config(0, &mut config);
+            let (words, _) = config.as_chunks();
+            for (offset, word) in (CONFIG..).step_by(4).zip(words) {
+                page.show(offset, u32::from_le_bytes(*word));
+            }
+        }
+    }
+
+    fn interrupt_status(&self) -> u32 {
+        let used = if self.status.is_live() {
+            USED_BUFFER
+        } else {
+            0
+        };
+        let config = if self.config_change { CONFIG_CHANGE } else { 0 };
+        used | config
     }
 
     fn offered(&self) -> u64 {
@@ -168,8 +270,7 @@ impl<D: Device> Mmio<D> {
             DEVICE_FEATURES => word(self.offered(), self.features_select),
             QUEUE_SIZE_MAX => self.selected().map_or(0, |ring| ring.max_size().into()),
             QUEUE_READY => self.selected().map_or(0, |ring| ring.ready().into()),
-            INTERRUPT_STATUS if self.device.external_queues() => self.interrupt.status() | 1,
-            INTERRUPT_STATUS => self.interrupt.status(),
+            INTERRUPT_STATUS => self.interrupt_status(),
             STATUS => self.status.bits(),
             // A length of all ones: there is no such shared memory region (§4.2.2).
             SHM_LEN_LOW | SHM_LEN_HIGH => u32::MAX,
@@ -208,7 +309,7 @@ impl<D: Device> Mmio<D> {
                     let _ = kick.write(1);
                 }
             }
-            INTERRUPT_ACK => self.interrupt.acknowledge(value),
+            INTERRUPT_ACK if value & CONFIG_CHANGE != 0 => self.config_change = false,
             STATUS => self.write_status(value),
             _ => self.write_address(offset, value),
         }
@@ -275,7 +376,7 @@ impl<D: Device> Mmio<D> {
         for kick in &self.kicks {
             let _ = kick.read();
         }
-        self.interrupt.acknowledge(u32::MAX);
+        self.config_change = false;
         self.features_select = 0;
         self.driver_features = 0;
         self.driver_features_select = 0;
@@ -287,8 +388,9 @@ impl<D: Device> Mmio<D> {
         work: impl FnOnce(&mut D, &mut Queues<'_>) -> Result<(), DeviceError>,
     ) {
         let mut queues = Queues::new(&self.ram, &mut self.rings, &self.kicks, &self.interrupt);
-        if let Err(error) = work(&mut self.device, &mut queues) {
-            self.fail(&error);
+        match work(&mut self.device, &mut queues) {
+            Ok(()) => self.show_config(),
+            Err(error) => self.fail(&error),
         }
     }
 
@@ -301,7 +403,7 @@ impl<D: Device> Mmio<D> {
         ));
         self.status.needs_reset();
         self.gate.close(self.device.backend());
-        self.interrupt.config_changed();
+        self.tell_of_config();
     }
 }
 
@@ -322,10 +424,16 @@ impl<D: Device> BusDevice for Mmio<D> {
         } else if let Ok(data) = <[u8; 4]>::try_from(data) {
             self.write_register(offset, u32::from_le_bytes(data));
         }
+        self.show_all();
     }
 }
 
 impl<D: Device> Slot for Mmio<D> {
+    fn show_in(&mut self, page: RegisterPage) {
+        self.page = Some(page);
+        self.show_all();
+    }
+
     fn notifications(&self) -> &[EventFd] {
         &self.kicks
     }

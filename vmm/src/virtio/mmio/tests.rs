@@ -12,8 +12,10 @@ use crate::virtio::queue::QueueError;
 use vm_memory::GuestAddress;
 
 /// A device that counts what it is told.
-#[derive(Default)]
 struct Probe {
+    id: DeviceId,
+    /// What is added to each byte of the configuration space.
+    config: u8,
     activations: usize,
     served: usize,
     resets: usize,
@@ -21,9 +23,23 @@ struct Probe {
     backend: Option<UnixStream>,
 }
 
+impl Default for Probe {
+    fn default() -> Self {
+        Self {
+            id: DeviceId::Entropy,
+            config: 0,
+            activations: 0,
+            served: 0,
+            resets: 0,
+            broken: false,
+            backend: None,
+        }
+    }
+}
+
 impl Device for Probe {
     fn id(&self) -> DeviceId {
-        DeviceId::Entropy
+        self.id
     }
     fn queue_sizes(&self) -> &[u16] {
         &[16, 8]
@@ -33,7 +49,8 @@ impl Device for Probe {
     }
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         for (index, byte) in data.iter_mut().enumerate() {
-            *byte = u8::try_from(offset.saturating_add(index)).unwrap_or(0);
+            let place = u8::try_from(offset.saturating_add(index)).unwrap_or(0);
+            *byte = place.wrapping_add(self.config);
         }
     }
     fn activate(&mut self, _: u64, _: &mut Queues<'_>) -> Result<(), DeviceError> {
@@ -59,9 +76,24 @@ impl Device for Probe {
     }
 }
 
+/// One whose driver can read it both ways.
 fn device() -> Mmio<Probe> {
+    const PAGE: u64 = 0xd000_0000;
     let ram = memory::allocate(&[(GuestAddress(0), 1 << 20)]).unwrap();
-    Mmio::new(Probe::default(), ram).unwrap()
+    let shown = memory::beside(&ram, GuestAddress(PAGE), 0x1000).unwrap();
+    let mut mmio = Mmio::new(Probe::default(), ram).unwrap();
+    mmio.show_in(RegisterPage::new(shown, PAGE).unwrap());
+    mmio
+}
+
+/// Both ways lead to the same, for every register and the beginning of the configuration space.
+fn assert_shown(mmio: &mut Mmio<Probe>) {
+    for offset in (0..0x200).step_by(4) {
+        let mut data = [0; 4];
+        mmio.read(offset, &mut data);
+        let shown = mmio.page.as_ref().unwrap().read(offset);
+        assert_eq!(shown, u32::from_le_bytes(data), "{offset:#x}");
+    }
 }
 
 fn get(mmio: &mut Mmio<Probe>, offset: u64) -> u32 {
@@ -130,6 +162,7 @@ fn no_register_at_any_width_in_any_state_panics_or_leaves_the_state_machine() {
                     mmio.read(offset, &mut [0; 8][..width]);
                     mmio.kicked(0);
                     mmio.kicked(9);
+                    assert_shown(&mut mmio);
                     let live = mmio.status.is_live();
                     assert!(
                         live || mmio.device.served == 0,
@@ -268,6 +301,36 @@ fn a_flood_of_notifications_is_one_turn_and_none_for_queues_that_are_not_there()
         assert!(mmio.notifications()[queue].read().is_err(), "another turn");
     }
     assert_eq!(mmio.device.served, 2);
+}
+
+#[test]
+fn a_change_of_the_configuration_is_told_until_it_is_acknowledged() {
+    let mut mmio = at(15);
+    let line = mmio.line().try_clone().unwrap();
+    assert_eq!(get(&mut mmio, INTERRUPT_STATUS), USED_BUFFER);
+    mmio.config_changed();
+    assert_eq!(line.read().unwrap(), 1);
+    let both = USED_BUFFER | CONFIG_CHANGE;
+    // KVM may have taken the first of these, or not.
+    for (acknowledged, left) in [(0, both), (USED_BUFFER, both), (both, USED_BUFFER)] {
+        set(&mut mmio, INTERRUPT_ACK, acknowledged);
+        assert_eq!(get(&mut mmio, INTERRUPT_STATUS), left);
+        assert_shown(&mut mmio);
+    }
+}
+
+#[test]
+fn what_the_hosts_side_changes_is_shown_at_once() {
+    let mut mmio = at(15);
+    mmio.device().id = DeviceId::Block;
+    assert_shown(&mut mmio);
+    assert_eq!(get(&mut mmio, DEVICE_ID), DeviceId::Block as u32);
+    mmio.device.config = 7;
+    mmio.kicked(0);
+    assert_shown(&mut mmio);
+    mmio.device.config = 9;
+    mmio.config_changed();
+    assert_shown(&mut mmio);
 }
 
 /// virtio 1.3 §2.7.10: with EVENT_IDX, and with indirect descriptors, as Linux has both.

@@ -149,7 +149,7 @@ impl<'a> Queues<'a> {
             .needs_notification(self.ram)
             .map_err(|source| QueueError::Ring { index, source })?;
         if wanted {
-            self.interrupt.used_buffer();
+            self.interrupt.raise();
         }
         Ok(())
     }
