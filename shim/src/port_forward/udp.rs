@@ -142,6 +142,8 @@ mod tests {
             assert_eq!(&buffer[..length], number.to_string().as_bytes());
         }
         drop(container);
-        forwarded.await.unwrap().unwrap_err();
+        // Whichever direction finds out first says whether that was an error.
+        let ended = timeout(Duration::from_secs(10), forwarded).await;
+        let _ = ended.expect("nobody is there any more").unwrap();
     }
 }
