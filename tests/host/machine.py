@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 READY_SECONDS = 300
+# How long a machine takes to have nothing to do once it is ready.
+IDLE_SECONDS = 5
 
 
 class HostError(Exception):
@@ -232,6 +234,8 @@ def snapshot(shape, root):
             machine = Machine(shape, root, f"{new}/memory", log)
             try:
                 machine.wait_until_ready()
+                # docs/test-host.md, "What goes wrong": a busy one may lose its timers.
+                time.sleep(IDLE_SECONDS)
                 machine.save(f"{new}/state")
             except HostError as error:
                 kept = Path(tempfile.mkstemp(prefix="hull-test-host.", suffix=".log")[1])
