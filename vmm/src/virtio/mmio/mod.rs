@@ -4,8 +4,9 @@
 //! wide; an access of another width, or to a register that is not there, reads zero and writes
 //! nothing. A register that may not be written in the device's state is left as it is.
 //!
-//! The driver's loads come here, or to a page that has the same (`bus::RegisterPage`); its stores come here but for
-//! the frequent ones, which KVM takes: notifications, and acknowledgements of used buffers.
+//! The driver's loads come here, or to a page that has the same words (`bus::RegisterPage`) and any width of
+//! them. Its stores come here but for the frequent ones, which KVM takes: notifications, and
+//! acknowledgements of used buffers.
 //!
 //! Threat: every value here is the guest's. Queue addresses are checked when the device goes live
 //! and each time a ring is used; sizes are checked when written, and can't change afterwards.
