@@ -1,12 +1,14 @@
 //! The kernel's file: an uncompressed ELF that says where its PVH entry is.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::GuestAddress;
 
+use super::layout;
 use crate::memory::Ram;
 
 /// Why there is no kernel.
@@ -27,7 +29,7 @@ pub enum KernelError {
 }
 
 /// A kernel in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kernel {
     /// Its first address: of the code before which nothing is run.
     pub(super) start: GuestAddress,
@@ -35,6 +37,8 @@ pub struct Kernel {
     pub(super) entry: GuestAddress,
     /// The first address after it.
     pub(super) end: GuestAddress,
+    /// What it takes of RAM and fills before anything else.
+    pub(super) early: [Range<GuestAddress>; 2],
 }
 
 /// Loads the kernel where its program headers say.
@@ -52,6 +56,7 @@ pub fn load_kernel(ram: &Ram, file: OwnedFd) -> Result<Kernel, KernelError> {
             start: loaded.kernel_load,
             entry,
             end: GuestAddress(loaded.kernel_end),
+            early: layout::early(ram, loaded.kernel_load),
         }),
         _ => Err(KernelError::NoPvhEntry),
     }

@@ -10,7 +10,11 @@
 //! 0x1_0000_0000 the rest of RAM, and behind it, at a multiple of 1 GiB, what may be plugged
 //! ```
 
+use std::ops::Range;
+
 use vm_memory::GuestAddress;
+
+use crate::memory::{self, Ram};
 
 /// APIC ids of 8 bits, of which 255 is everybody, and one for the IOAPIC.
 pub const MAX_VCPUS: u8 = 254;
@@ -61,6 +65,19 @@ const GAP_END: u64 = 1 << 32;
 /// What memory that may be plugged begins at a multiple of: any memory block of Linux, any large page.
 const HOTPLUG_ALIGNMENT: u64 = 1 << 30;
 
+/// Bytes that Linux takes early besides what it needs for each page: per-CPU areas, hash tables, page
+/// tables. Measured.
+const EARLY: u64 = 4 << 20;
+
+/// Bytes before the kernel that Linux hands out first, to itself. Measured, too.
+const FIRST_FREE: u64 = 8 << 20;
+
+/// Bytes of Linux' `struct page`, one for each page.
+const STRUCT_PAGE: u64 = 64;
+
+/// Most memory that is mapped before it is used.
+const MOST_EARLY: u64 = 64 << 20;
+
 /// The interrupts of the virtio devices, in their order.
 pub fn device_gsis() -> impl Iterator<Item = u32> {
     (FIRST_DEVICE_GSI..=LAST_DEVICE_GSI).chain(SPARE_GSIS)
@@ -88,9 +105,33 @@ pub fn hotplug_range(ram: u64, bytes: u64) -> Option<(GuestAddress, usize)> {
     Some((GuestAddress(start), usize::try_from(bytes).ok()?))
 }
 
+/// What Linux, which begins at `kernel`, takes of `ram` and fills before anything else: from the end
+/// downwards while it boots (mm/memblock.c), and then what is free before its own image.
+#[must_use]
+pub(super) fn early(ram: &Ram, kernel: GuestAddress) -> [Range<GuestAddress>; 2] {
+    let pages = memory::len(ram) / 4096;
+    let bytes = (pages * STRUCT_PAGE + EARLY).min(MOST_EARLY);
+    let end = memory::end(ram).saturating_add(1);
+    let last = |bytes, end: u64| GuestAddress(end.saturating_sub(bytes))..GuestAddress(end);
+    [last(bytes, end), last(FIRST_FREE, kernel.0)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_taken_early_is_the_end_of_ram_and_what_is_before_the_kernel() {
+        let early = |mib: u64| {
+            let ram = memory::allocate(&ram_ranges(mib << 20)).unwrap();
+            let kernel = GuestAddress(16 << 20);
+            let [last, before] = super::early(&ram, kernel);
+            assert_eq!(last.end.0, memory::end(&ram) + 1);
+            assert_eq!(before, GuestAddress(8 << 20)..kernel);
+            (last.end.0 - last.start.0) >> 20
+        };
+        assert_eq!((early(512), early(4096), early(64 << 10)), (12, 64, 64));
+    }
 
     #[test]
     fn what_may_be_plugged_lies_above_all_memory_and_on_a_boundary() {

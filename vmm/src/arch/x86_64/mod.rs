@@ -13,8 +13,8 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 pub use cpuid::{CpuidError, Supported};
 pub use kernel::{Kernel, KernelError, load_kernel};
 pub use layout::{
-    DEVICE_BASE, MAX_DEVICES, MAX_VCPUS, REGISTERS_IN_MEMORY, device_gsis, hotplug_range,
-    ram_ranges,
+    DEVICE_BASE, MAX_DEVICES, MAX_VCPUS, REGISTERS_IN_MEMORY, device_gsis,
+    hotplug_range, ram_ranges,
 };
 pub use mptable::MpTableError;
 pub use regs::RegisterError;
@@ -155,6 +155,9 @@ pub fn prepare_vcpu(
     if vcpu.id() == 0 {
         regs::set_entry(vcpu.fd(), kernel.entry, GuestAddress(layout::START_INFO))?;
         vcpu.pre_fault(kernel.start, kernel.end);
+        for range in &kernel.early {
+            vcpu.pre_fault(range.start, range.end);
+        }
     }
     Ok(())
 }
@@ -185,6 +188,7 @@ mod tests {
             start: GuestAddress(layout::HIGH_RAM),
             entry: GuestAddress(layout::HIGH_RAM),
             end: GuestAddress(30 << 20),
+            early: layout::early(&ram, GuestAddress(layout::HIGH_RAM)),
         };
         let address = |len| initrd_address(&ram, &kernel, len).map(|address| address.0);
         assert_eq!(address(1), Some((64 << 20) - 0x1000));
