@@ -29,6 +29,10 @@ const SIZES: [(&str, &str); 3] = [
     ("fs/file-max", "9223372036854775807"),
 ];
 
+/// Says whether the guest's image, which is memory that nothing can write, refuses to be written as a
+/// device (Linux, Documentation/ABI/testing/sysfs-bus-nvdimm). Else the first page would end the machine.
+const IMAGE_IS_READ_ONLY: &str = "/sys/bus/nd/devices/region0/read_only";
+
 /// Why the system is not ready.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
@@ -146,6 +150,7 @@ pub fn prepare() -> Result<Namespace, BootError> {
         mount_one(entry)?;
     }
     delegate_controllers()?;
+    keep_image()?;
     disks::link().map_err(BootError::Disks)?;
     let cards = leave_cards().map_err(BootError::Network)?;
     sys::bring_up_loopback().map_err(BootError::Loopback)?;
@@ -158,6 +163,14 @@ pub fn prepare() -> Result<Namespace, BootError> {
         write(Path::new("/proc/sys").join(file), value)?;
     }
     Ok(cards)
+}
+
+/// Has the image refuse to be written, if it is mapped and not a disk.
+fn keep_image() -> Result<(), BootError> {
+    if !Path::new(IMAGE_IS_READ_ONLY).exists() {
+        return Ok(());
+    }
+    write(IMAGE_IS_READ_ONLY.into(), "1")
 }
 
 /// Enters a network namespace without cards (`network` fetches those that are needed), and opens the

@@ -187,10 +187,11 @@ fn a_read_only_file_of_the_host_can_be_read_and_not_written() {
 }
 
 #[test]
-fn containers_see_neither_the_guests_disk_nor_the_agent() {
+fn containers_see_neither_the_guests_image_nor_the_agent() {
     let host = Host::take();
 
-    let script = "mknod /tmp/vda b 254 0 && head -c 1 /tmp/vda; ls /run/hull; ls /sbin/hull-agent";
+    let script =
+        "mknod /tmp/image b 259 0 && head -c 1 /tmp/image; ls /run/hull; ls /sbin/hull-agent";
     let run = host.container("hidden").run(&["sh", "-c", script]);
 
     assert_eq!((run.status, run.stdout.as_str()), (1, ""), "{run:?}");

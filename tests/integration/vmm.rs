@@ -102,6 +102,34 @@ fn a_machine_has_a_device_on_every_interrupt() {
     );
 }
 
+/// Guests wrote to an image that was theirs to read, and so to all that have it.
+#[test]
+fn cve_2026_24834_cve_2020_2025_a_file_is_read_in_place_and_no_store_reaches_it() {
+    let _host = Host::take();
+    let mut file = tempfile::tempfile().unwrap();
+    file.set_len(4 << 20).unwrap();
+    file.write_all(b"high").unwrap();
+    file.seek(std::io::SeekFrom::Start((4 << 20) - 4)).unwrap();
+    file.write_all(b"tide").unwrap();
+
+    // As the agent has it, and then by a guest that does not care.
+    let script = "head -c 4 /dev/pmem0; tail -c 4 /dev/pmem0; blockdev --getsize64 /dev/pmem0
+        echo 1 >/sys/bus/nd/devices/region0/read_only
+        printf ebb | dd of=/dev/pmem0 conv=fsync; echo status $?
+        echo 0 >/sys/bus/nd/devices/region0/read_only
+        printf ebb | dd of=/dev/pmem0 conv=fsync";
+    let (_, _, console) = Machine::with_script(script).pmem(&file).boot().finish();
+
+    assert!(
+        console.contains("hightide4194304") && console.contains("status 1"),
+        "{console}"
+    );
+    let mut start = [1; 4];
+    file.rewind().unwrap();
+    file.read_exact(&mut start).unwrap();
+    assert_eq!(&start, b"high", "{console}");
+}
+
 #[test]
 fn what_is_written_to_a_disk_is_in_its_file() {
     let _host = Host::take();

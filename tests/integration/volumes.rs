@@ -119,8 +119,8 @@ fn a_privileged_container_has_all_devices_of_its_machine_and_none_of_the_hosts()
     let device = LoopDevice::with_ext4();
     let script = format!(
         "mount -t tmpfs none /tmp && echo mounted; ls {} 2>/dev/null; \
-         mknod /tmp/vda b $(tr : ' ' </sys/block/vda/dev) && head -c 1 /tmp/vda | wc -c; \
-         echo x >/tmp/vda || echo no",
+         mknod /tmp/image b $(tr : ' ' </sys/block/pmem0/dev) && head -c 1 /tmp/image | wc -c; \
+         echo x >/tmp/image || echo no",
         device.path
     );
 

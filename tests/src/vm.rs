@@ -28,6 +28,7 @@ pub struct Machine {
     memory_mib: u32,
     balloon: bool,
     hotplug_mib: u32,
+    pmems: Vec<OwnedFd>,
     disks: Vec<Disk<OwnedFd>>,
     nics: Vec<Nic<OwnedFd>>,
 }
@@ -53,6 +54,7 @@ impl Machine {
             memory_mib: 256,
             balloon: false,
             hotplug_mib: 0,
+            pmems: Vec::new(),
             disks: Vec::new(),
             nics: Vec::new(),
         }
@@ -84,6 +86,17 @@ impl Machine {
     pub fn elastic(mut self, hotplug_mib: u32) -> Self {
         (self.balloon, self.hotplug_mib) = (true, hotplug_mib);
         self.cmdline("memhp_default_state=online")
+    }
+
+    /// Adds a file that the guest reads in place.
+    ///
+    /// # Panics
+    /// When its descriptor cannot be duplicated.
+    #[must_use]
+    pub fn pmem(mut self, file: &File) -> Self {
+        let file = file.try_clone().expect("duplicate a file's descriptor");
+        self.pmems.push(file.into());
+        self
     }
 
     /// Adds a disk.
@@ -155,6 +168,7 @@ impl Machine {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             serial: Some(console_end.into()),
+            pmems: self.pmems,
             disks: self.disks,
             nics: self.nics,
             shares: Vec::new(),

@@ -118,6 +118,7 @@ fn config(args: &Args) -> anyhow::Result<VmConfig<OwnedFd>> {
         nics: Vec::new(),
         shares: Vec::new(),
         balloon: false,
+        pmems: vec![],
         spare_disks: 0,
         hotplug_mib: 0,
         entropy_limit: RateLimit::default(),

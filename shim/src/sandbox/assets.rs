@@ -12,8 +12,8 @@ use crate::state_dir::{StateDir, StateError};
 /// Kernel words that every guest is given (kernel-parameters.txt): where the root is; that a panic
 /// resets and a reset ends the machine; what a guest without firmware need not test or wait for; that
 /// memory is used as soon as it is plugged, for anything; and that the agent brings processors online.
-pub const CMDLINE: &str = "root=/dev/vda ro rootfstype=erofs init=/sbin/hull-agent quiet reboot=k \
-    panic=-1 tsc=reliable no_timer_check random.trust_cpu=on cryptomgr.notests \
+pub const CMDLINE: &str = "root=/dev/pmem0 rootflags=dax ro rootfstype=erofs init=/sbin/hull-agent \
+    quiet reboot=k panic=-1 tsc=reliable no_timer_check random.trust_cpu=on cryptomgr.notests \
     rcupdate.rcu_expedited=1 memhp_default_state=online maxcpus=1";
 
 /// Why a machine cannot be made.

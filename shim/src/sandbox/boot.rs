@@ -183,14 +183,6 @@ impl Booting {
         let daemon_ended = daemon.ended();
         self.fs_daemon = Some(daemon);
 
-        let image = Disk {
-            file: assets.image,
-            read_only: true,
-            serial: "guest".into(),
-            rate_limit: RateLimit::default(),
-        };
-        // The kernel is told that its root is the first.
-        let disks = [image].into_iter().chain(volumes).collect();
         let machine = VmConfig {
             kvm: assets.kvm,
             kernel: assets.kernel,
@@ -199,7 +191,9 @@ impl Booting {
             vcpus: config.vcpus(),
             memory_mib: config.memory_mib,
             serial,
-            disks,
+            // The kernel is told that its root is the first.
+            pmems: vec![assets.image],
+            disks: volumes,
             nics: network::cards(assets.vhost),
             shares: vec![vmm_control::Share {
                 daemon: connection,

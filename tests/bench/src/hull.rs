@@ -15,10 +15,10 @@ pub(crate) struct Hull(Vm);
 pub(crate) fn boot(machine: Machine<'_>) -> anyhow::Result<Hull> {
     let file = |path: &str, write| open(Path::new(path), write).map(OwnedFd::from);
     let (console, serial) = std::io::pipe().context("make a pipe")?;
-    let disk = |(path, read_only): (&Path, bool)| -> anyhow::Result<_> {
+    let disk = |path: &Path| -> anyhow::Result<_> {
         Ok(Disk {
-            file: open(path, !read_only)?.into(),
-            read_only,
+            file: open(path, true)?.into(),
+            read_only: false,
             serial: String::new(),
             rate_limit: RateLimit::default(),
         })
@@ -50,6 +50,12 @@ pub(crate) fn boot(machine: Machine<'_>) -> anyhow::Result<Hull> {
         nics: machine.tap.map(nic).into_iter().collect(),
         shares: machine.share.map(share).transpose()?.into_iter().collect(),
         balloon: false,
+        pmems: (machine
+            .root
+            .map(|path| open(path, false).map(OwnedFd::from)))
+        .transpose()?
+        .into_iter()
+        .collect(),
         spare_disks: 0,
         hotplug_mib: 0,
         entropy_limit: RateLimit::default(),

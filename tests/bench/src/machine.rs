@@ -28,8 +28,11 @@ pub(crate) struct Machine<'a> {
     pub cmdline: String,
     /// Initial RAM file system.
     pub initrd: Option<&'a Path>,
-    /// A raw image, and whether it is read-only.
-    pub disk: Option<(&'a Path, bool)>,
+    /// The guest's root, as good as either has it: Hull maps it, QEMU's microvm machine has no slots for
+    /// that and makes it a disk.
+    pub root: Option<&'a Path>,
+    /// A raw image.
+    pub disk: Option<&'a Path>,
     /// A tap that is up.
     pub tap: Option<Tap>,
     /// A socket where virtiofsd listens for one connection.

@@ -216,6 +216,7 @@ impl Setting {
             qemu: &self.qemu,
             cmdline: format!("console=ttyS0 rdinit=/init {CMDLINE}"),
             initrd: Some(initrd),
+            root: None,
             disk: None,
             tap: None,
             share: None,
@@ -230,7 +231,8 @@ fn agents(setting: &Setting) -> Machine<'_> {
         qemu: &setting.qemu,
         cmdline: hull_shim::sandbox::CMDLINE.to_owned(),
         initrd: None,
-        disk: Some((Path::new("/usr/lib/hull/guest.erofs"), true)),
+        root: Some(Path::new("/usr/lib/hull/guest.erofs")),
+        disk: None,
         tap: None,
         share: None,
         console: false,
@@ -269,7 +271,7 @@ fn disk(setting: &Setting, vmm: Vmm) -> anyhow::Result<Figures> {
     let (initrd, image) = (setting.path("disk"), setting.path("image"));
     File::create(&image)?.set_len(DISK)?;
     let mut machine = setting.guest(&initrd);
-    machine.disk = Some((&image, false));
+    machine.disk = Some(&image);
     told(&machine.boot(vmm)?.finish()?)
 }
 

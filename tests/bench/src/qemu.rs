@@ -1,6 +1,5 @@
 //! A machine of QEMU's: microvm, with nothing that Hull's has not.
 
-use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
@@ -25,6 +24,9 @@ pub(crate) struct Qemu {
     agent: OwnedFd,
 }
 
+/// How the kernel is told of a root that is mapped.
+const ROOT: &str = "root=/dev/pmem0 rootflags=dax";
+
 pub(crate) fn boot(machine: Machine<'_>) -> anyhow::Result<Qemu> {
     let agent = listen_for_agent().context("listen on vsock")?;
     let mut command = Command::new(machine.qemu);
@@ -45,7 +47,7 @@ pub(crate) fn boot(machine: Machine<'_>) -> anyhow::Result<Qemu> {
         .args(["-nodefaults", "-no-user-config", "-display", "none"])
         .args(["-no-reboot", "-bios", "qboot.rom"])
         .args(["-kernel", "/usr/lib/hull/vmlinux"])
-        .args(["-append", &machine.cmdline])
+        .args(["-append", &machine.cmdline.replace(ROOT, "root=/dev/vda")])
         .arg("-device")
         .arg(format!("vhost-vsock-device,guest-cid={CID}"))
         .args(["-device", "virtio-rng-device"]);
@@ -55,14 +57,10 @@ pub(crate) fn boot(machine: Machine<'_>) -> anyhow::Result<Qemu> {
     if let Some(initrd) = machine.initrd {
         command.arg("-initrd").arg(initrd);
     }
-    if let Some((path, read_only)) = machine.disk {
-        let mut words = String::from("if=none,id=disk,format=raw,file=");
-        write!(words, "{}", path.display())?;
-        words += if read_only {
-            ",readonly=on"
-        } else {
-            ",discard=unmap"
-        };
+    let root = machine.root.map(|path| (path, "readonly=on"));
+    let disk = machine.disk.map(|path| (path, "discard=unmap"));
+    if let Some((path, mode)) = root.or(disk) {
+        let words = format!("if=none,id=disk,format=raw,file={},{mode}", path.display());
         command.args(["-drive", &words, "-device", "virtio-blk-device,drive=disk"]);
     }
     if let Some(socket) = &machine.share {

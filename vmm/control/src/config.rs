@@ -11,6 +11,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+/// What the length of each of [`VmConfig::pmems`] is a multiple of: as much as Linux maps at once.
+pub const PMEM_ALIGNMENT: u64 = 2 << 20;
+
 /// Position of a descriptor among those that came with the packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FdIndex(usize);
@@ -32,6 +35,10 @@ pub struct VmConfig<F> {
     pub memory_mib: u32,
     /// Where the guest's serial console goes. Without it the guest has no console at all.
     pub serial: Option<F>,
+    /// Files that the guest reads in place, in the order of its `/dev/pmem0`, `/dev/pmem1`, … Each is a
+    /// multiple of [`PMEM_ALIGNMENT`] long, and does not shrink as long as the machine lives.
+    #[serde(default = "Vec::new")]
+    pub pmems: Vec<F>,
     /// Disks in the order of the guest's `/dev/vda`, `/dev/vdb`, …
     pub disks: Vec<Disk<F>>,
     /// Further disks that have no file yet ([`Request::PlugDisk`](crate::Request::PlugDisk)). Each costs a
@@ -176,6 +183,9 @@ impl<F> VmConfig<F> {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             serial: self.serial.map(&mut *convert).transpose()?,
+            pmems: (self.pmems.into_iter())
+                .map(&mut *convert)
+                .collect::<Result<_, E>>()?,
             disks: (self.disks.into_iter())
                 .map(
                     |Disk {
@@ -287,6 +297,7 @@ mod tests {
             vcpus: 1,
             memory_mib: 128,
             serial: Some(file()),
+            pmems: vec![file()],
             disks: vec![Disk {
                 file: file(),
                 read_only: true,
@@ -325,7 +336,7 @@ mod tests {
     #[test]
     fn a_configuration_survives_the_wire_with_its_descriptors_in_place() {
         let (wire, fds) = config(null).detach();
-        assert_eq!(fds.len(), 6);
+        assert_eq!(fds.len(), 7);
 
         let text = serde_json::to_string(&wire).unwrap();
         let back: VmConfig<FdIndex> = serde_json::from_str(&text).unwrap();
@@ -356,8 +367,8 @@ mod tests {
         assert_eq!(
             wire.attach(fds).unwrap_err(),
             DescriptorError::Unusable {
-                index: 5,
-                received: 5
+                index: 6,
+                received: 6
             }
         );
     }
@@ -370,7 +381,7 @@ mod tests {
             wire.attach(fds).unwrap_err(),
             DescriptorError::Unusable {
                 index: 0,
-                received: 6
+                received: 7
             }
         );
     }

@@ -24,7 +24,7 @@ mod message;
 
 pub use channel::{Channel, ReceiveError, SendError};
 pub use config::{
-    DescriptorError, Disk, FdIndex, MacAddress, MacAddressError, Nic, RateLimit, Share,
-    TokenBucket, VmConfig,
+    DescriptorError, Disk, FdIndex, MacAddress, MacAddressError, Nic, PMEM_ALIGNMENT, RateLimit,
+    Share, TokenBucket, VmConfig,
 };
 pub use message::{Counters, Event, ExitReason, Request};

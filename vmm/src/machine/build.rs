@@ -9,6 +9,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_control::{Channel, Event, RateLimit, VmConfig};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::address_space::{AddressSpace, AddressSpaceError};
 use super::config::{self, ConfigError};
 use super::counters::Counters;
 use super::nics::SharedNic;
@@ -17,12 +18,12 @@ use crate::arch::{self, ArchError, Description, Interrupts, KernelError};
 use crate::backend::image::{Image, ImageError};
 use crate::backend::tap::TapError;
 use crate::backend::vhost_net::VhostError;
-use crate::bus::{Bus, RegisterPage, SLOT_LEN, SharedSlot};
+use crate::bus::{Bus, RegisterPage, SharedSlot};
 use crate::jail::Filters;
 use crate::kvm::{self, KvmError, Slots, Vcpu, Vm};
 use crate::legacy::{Ports, Serial};
 use crate::loader::initrd::{self, InitrdError};
-use crate::memory::{self, MemoryError, Ram};
+use crate::memory::{self, Ram};
 use crate::rate_limit::RateLimiter;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::Blk;
@@ -31,6 +32,7 @@ use crate::virtio::fs::{Fs, FsError};
 use crate::virtio::mem::{self, Mem};
 use crate::virtio::mmio::{INTERRUPT_ACK, Mmio, QUEUE_NOTIFY, USED_BUFFER};
 use crate::virtio::net::NetError;
+use crate::virtio::pmem::Pmem;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Dialler, Vsock, VsockError};
 
@@ -43,9 +45,9 @@ pub enum BuildError {
     /// What was asked for is no machine.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Memory.
+    /// Memory, and what lies where.
     #[error(transparent)]
-    Memory(#[from] MemoryError),
+    AddressSpace(#[from] AddressSpaceError),
     /// The kernel.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -130,23 +132,29 @@ pub(super) fn build(
     filters: Filters,
 ) -> Result<Machine, BuildError> {
     config::check(&config)?;
-    let ranges = arch::ram_ranges(u64::from(config.memory_mib) << 20);
-    let hotplug = hotplug(config.memory_mib, config.hotplug_mib)?;
-    let ram = memory::allocate(&[ranges, hotplug.into_iter().collect()].concat())?;
-    let boot_ram = without(&ram, hotplug);
-    let kernel = arch::load_kernel(&boot_ram, config.kernel)?;
-    let place = |len| arch::initrd_address(&boot_ram, &kernel, len);
+    let space = AddressSpace::new(config.memory_mib, config.hotplug_mib, config.pmems)?;
+    let AddressSpace {
+        ram,
+        boot_ram,
+        hotplug,
+        shown,
+        ..
+    } = &space;
+    let kernel = arch::load_kernel(boot_ram, config.kernel)?;
+    let place = |len| arch::initrd_address(boot_ram, &kernel, len);
     let initrd = (config.initrd)
-        .map(|file| initrd::load(&boot_ram, file, place))
+        .map(|file| initrd::load(boot_ram, file, place))
         .transpose()?;
 
     let kvm = kvm::take_over(config.kvm)?;
-    let shown = with_registers(&ram)?;
-    let (vm, memory_slots, interrupts, vcpus) = processors(&kvm, &shown, &boot_ram, config.vcpus)?;
+    let (vm, memory_slots, interrupts, vcpus) = processors(&kvm, &space, config.vcpus)?;
 
     let mut slots: Vec<SharedSlot> = Vec::new();
+    for &(start, bytes) in &space.pmems {
+        slots.push(slot(Pmem::new(start, bytes), ram)?);
+    }
     let mut disks = Vec::new();
-    let mut largest_file = memory::len(&ram);
+    let mut largest_file = memory::len(ram);
     for (number, disk) in config.disks.into_iter().enumerate() {
         let limit = limiter(disk.rate_limit)?;
         let image = Image::new(disk.file, disk.read_only).map_err(|source| BuildError::Disk {
@@ -157,38 +165,38 @@ pub(super) fn build(
         largest_file = largest_file.max(image.len());
         let queues = config.vcpus.into();
         let blk = Blk::new(image, &disk.serial, queues, limit, filters).map_err(disk_threads)?;
-        disks.push(slot(blk, &ram)?);
+        disks.push(slot(blk, ram)?);
     }
     for _ in 0..config.spare_disks {
-        disks.push(slot(Blk::spare(filters).map_err(disk_threads)?, &ram)?);
+        disks.push(slot(Blk::spare(filters).map_err(disk_threads)?, ram)?);
     }
     slots.extend(disks.iter().map(|disk| disk.clone() as SharedSlot));
     let nics = (config.nics.into_iter())
-        .map(|nic| SharedNic::new(nic, &ram))
+        .map(|nic| SharedNic::new(nic, ram))
         .collect::<Result<Vec<_>, _>>()?;
     slots.extend(nics.iter().map(SharedNic::slot));
     let dialler = Box::new(ControlDialler {
         control: Arc::clone(control),
         counters: Arc::clone(counters),
     });
-    let vsock = slot(Vsock::new(GUEST_CID, dialler)?, &ram)?;
+    let vsock = slot(Vsock::new(GUEST_CID, dialler)?, ram)?;
     slots.push(vsock.clone());
-    slots.push(slot(Rng::new(limiter(config.entropy_limit)?), &ram)?);
+    slots.push(slot(Rng::new(limiter(config.entropy_limit)?), ram)?);
     for share in config.shares {
         let tag = share.tag;
         let fs = Fs::new(share.daemon, &tag).map_err(|source| BuildError::Share { tag, source })?;
-        slots.push(slot(fs, &ram)?);
+        slots.push(slot(fs, ram)?);
     }
     let balloon = (config.balloon)
-        .then(|| slot(Balloon::new(), &ram))
+        .then(|| slot(Balloon::new(), ram))
         .transpose()?;
     slots.extend(balloon.clone().map(|balloon| balloon as SharedSlot));
-    let memory = (hotplug)
-        .map(|(start, length)| slot(Mem::new(memory_slots, start, length as u64), &ram))
+    let memory = (*hotplug)
+        .map(|(start, length)| slot(Mem::new(memory_slots, start, length as u64), ram))
         .transpose()?;
     slots.extend(memory.clone().map(|memory| memory as SharedSlot));
     let mut bus = Bus::new(arch::DEVICE_BASE, slots);
-    show_registers(&shown, &bus);
+    show_registers(shown, &bus);
     connect(&vm, &bus)?;
     let serial = (config.serial)
         .map(|output| serial(&vm, output))
@@ -202,8 +210,8 @@ pub(super) fn build(
         devices: &devices,
         serial: serial.is_some(),
     };
-    arch::write_tables(&boot_ram, &interrupts, &description)?;
-    let supported = arch::supported(&kvm, &ram)?;
+    arch::write_tables(boot_ram, &interrupts, &description)?;
+    let supported = arch::supported(&kvm, shown)?;
     for vcpu in &vcpus {
         arch::prepare_vcpu(&vm, &supported, vcpu, config.vcpus, &kernel)?;
     }
@@ -223,26 +231,14 @@ pub(super) fn build(
     })
 }
 
-/// What the guest sees as memory: all of it, and the registers of virtio's devices if it may read them
-/// without leaving.
-fn with_registers(ram: &Ram) -> Result<Ram, MemoryError> {
-    if !arch::REGISTERS_IN_MEMORY {
-        return Ok(ram.clone());
-    }
-    memory::beside(ram, GuestAddress(arch::DEVICE_BASE), REGISTERS_LEN)
-}
-
-/// Bytes of the registers of all the devices there may be.
-const REGISTERS_LEN: u64 = arch::MAX_DEVICES as u64 * SLOT_LEN;
-
-/// Creates the VM with its vCPUs and memory. Both come before any ioeventfd: registering one starts
+/// Creates the VM with its vCPUs and the memory that it starts with. Both come before any ioeventfd: registering one starts
 /// a grace period in KVM, which the next vCPU or memory slot would wait for.
 fn processors(
     kvm: &Kvm,
-    shown: &Ram,
-    boot_ram: &Ram,
+    space: &AddressSpace,
     count: u8,
 ) -> Result<(Vm, Slots, Interrupts, Vec<Vcpu>), BuildError> {
+    let shown = &space.shown;
     let vm = Vm::new(kvm, arch::vm_type(kvm, shown)?, shown.clone())?;
     let interrupts = arch::prepare_vm(&vm)?;
     let vcpus = (0..count)
@@ -250,12 +246,11 @@ fn processors(
         .collect::<Result<_, _>>()?;
     interrupts.start(count)?;
     let mut slots = vm.slots();
-    for region in boot_ram.iter() {
+    for region in space.boot_ram.iter() {
         (slots.add(region.start_addr(), region.len())).map_err(KvmError::Memory)?;
     }
-    if arch::REGISTERS_IN_MEMORY {
-        let start = GuestAddress(arch::DEVICE_BASE);
-        (slots.add_read_only(start, REGISTERS_LEN)).map_err(KvmError::Memory)?;
+    for &(start, bytes) in &space.read_only {
+        (slots.add_read_only(start, bytes)).map_err(KvmError::Memory)?;
     }
     Ok((vm, slots, interrupts, vcpus))
 }
@@ -267,27 +262,6 @@ fn show_registers(shown: &Ram, bus: &Bus) {
             bus.with(index, |slot| slot.show_in(page));
         }
     }
-}
-
-/// Where memory that may be plugged lies, if there is to be any.
-fn hotplug(memory_mib: u32, mib: u32) -> Result<Option<(GuestAddress, usize)>, ConfigError> {
-    let bytes = |mib| u64::from(mib) << 20;
-    match arch::hotplug_range(bytes(memory_mib), bytes(mib)) {
-        _ if mib == 0 => Ok(None),
-        None => Err(ConfigError::Hotplug(mib)),
-        some => Ok(some),
-    }
-}
-
-/// The part of `ram` that the guest starts with: all but what may be plugged.
-fn without(ram: &Ram, hotplug: Option<(GuestAddress, usize)>) -> Ram {
-    let Some((start, length)) = hotplug else {
-        return ram.clone();
-    };
-    let (rest, _) = ram
-        .remove_region(start, length as u64)
-        .expect("it was made a region of its own");
-    rest
 }
 
 fn disk_threads(source: io::Error) -> BuildError {

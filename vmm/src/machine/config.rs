@@ -23,9 +23,6 @@ pub enum ConfigError {
     /// Too little memory.
     #[error("a machine has at least {MIN_MEMORY_MIB} MiB of memory, not {0}")]
     Memory(u32),
-    /// More memory to plug than there are addresses.
-    #[error("{0} MiB of memory to plug are more than there are addresses for")]
-    Hotplug(u32),
     /// A command line that ends early in the guest.
     #[error("the kernel command line has a byte that is no text at {0}")]
     Cmdline(usize),
@@ -68,7 +65,7 @@ pub(super) fn check<F>(config: &VmConfig<F>) -> Result<(), ConfigError> {
         return Err(ConfigError::Serial(disk.serial.clone()));
     }
     let configured = config.disks.len() + config.nics.len() + config.shares.len();
-    let configured = configured + usize::from(config.spare_disks);
+    let configured = configured + config.pmems.len() + usize::from(config.spare_disks);
     let configured = configured + usize::from(config.balloon) + usize::from(config.hotplug_mib > 0);
     let devices = configured + STANDARD_DEVICES;
     match arch::MAX_DEVICES {
@@ -92,6 +89,7 @@ mod tests {
             vcpus: 1,
             memory_mib: 128,
             serial: None,
+            pmems: vec![],
             disks: vec![],
             spare_disks: 0,
             nics: vec![],
@@ -159,7 +157,8 @@ mod tests {
     #[test]
     fn there_are_no_more_devices_than_interrupts() {
         let mut config = config();
-        (config.balloon, config.hotplug_mib, config.spare_disks) = (true, 1, 3);
+        (config.balloon, config.hotplug_mib, config.spare_disks) = (true, 1, 2);
+        config.pmems.push(());
         let most = arch::MAX_DEVICES;
         (config.disks).extend((STANDARD_DEVICES + 5..most).map(|_| disk("")));
         assert_eq!(check(&config), Ok(()));

@@ -10,6 +10,7 @@
 //! slot's lock for one register, the loop for one queue; a disk's thread takes none.
 //! The end of the machine is the end of the process: the kernel frees what KVM and memory hold.
 
+mod address_space;
 mod build;
 mod config;
 mod counters;

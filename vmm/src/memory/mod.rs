@@ -13,7 +13,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate};
 use vm_memory::mmap::FromRangesError;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap,
+    GuestRegionMmap, MmapRegion,
 };
 
 /// The guest's RAM: regions of one shared memory file.
@@ -40,6 +40,9 @@ pub enum MemoryError {
         #[source]
         source: FromRangesError,
     },
+    /// A file that is to be memory.
+    #[error("map a file for the guest to read in place")]
+    Shown(#[source] io::Error),
     /// Keeping it out of core dumps.
     #[error("keep {bytes} bytes of guest memory out of core dumps")]
     Advise {
@@ -87,6 +90,40 @@ pub fn beside(ram: &Ram, start: GuestAddress, bytes: u64) -> Result<Ram, MemoryE
     let region = GuestRegionMmap::from_range(start, length, None).map_err(failed)?;
     let both = ram.insert_region(Arc::new(region));
     both.map_err(|source| failed(source.into()))
+}
+
+/// `ram`, and all of `file` at `start`, which is read in place and written by nobody: no part of the file
+/// behind `ram`, and no device reaches it.
+///
+/// # Errors
+/// When it is no regular file, or cannot be mapped there.
+pub fn beside_file(ram: &Ram, start: GuestAddress, file: File) -> Result<Ram, MemoryError> {
+    let bytes = file_len(&file).map_err(MemoryError::Shown)?;
+    let mapping = usize::try_from(bytes)
+        .map_err(io::Error::other)
+        .and_then(|length| {
+            let whole = Some(FileOffset::new(file, 0));
+            MmapRegion::build(whole, length, libc::PROT_READ, libc::MAP_SHARED)
+                .map_err(io::Error::other)
+        })
+        .map_err(MemoryError::Shown)?;
+    let region = GuestRegionMmap::new(mapping, start);
+    let failed = |source| MemoryError::Map { bytes, source };
+    let region = region.ok_or_else(|| failed(FromRangesError::InvalidGuestRegion))?;
+    ram.insert_region(Arc::new(region))
+        .map_err(|source| failed(source.into()))
+}
+
+/// Bytes of a regular file.
+///
+/// # Errors
+/// When it is something else.
+pub fn file_len(file: &File) -> io::Result<u64> {
+    let metadata = file.metadata()?;
+    if metadata.is_file() {
+        return Ok(metadata.len());
+    }
+    Err(io::Error::other("it is no regular file"))
 }
 
 /// Bytes of memory.

@@ -24,6 +24,8 @@ pub enum DeviceId {
     Memory = 24,
     /// File system device, §5.11.
     FileSystem = 26,
+    /// Memory that keeps its contents, §5.19.
+    PersistentMemory = 27,
 }
 
 /// Why a device cannot go on. The transport sets `DEVICE_NEEDS_RESET` (virtio 1.3 §2.1.2): only the

@@ -11,6 +11,7 @@ pub mod interrupt;
 pub mod mem;
 pub mod mmio;
 pub mod net;
+pub mod pmem;
 pub mod queue;
 pub mod rng;
 pub mod status;
