@@ -288,16 +288,23 @@ fn with_vhost_net_a_card_changes_its_tap_and_loses_it_to_a_reset() {
 }
 
 #[test]
-fn a_panic_ends_the_machine() {
+fn a_panic_ends_the_machine_and_has_a_reason() {
     let _host = Host::take();
 
-    let (reason, _, console) = Machine::with_script("exit 1").boot().finish();
+    let script = "echo c >/proc/sysrq-trigger";
+    let (reason, _, console) = Machine::with_script(script).boot().finish();
 
-    assert_eq!(reason, ExitReason::Reset);
-    assert!(
-        console.contains("Kernel panic - not syncing: Attempted to kill init"),
-        "{console}"
-    );
+    let why = ExitReason::Panicked("sysrq triggered crash".to_owned());
+    assert_eq!(reason, why, "{console}");
+}
+
+#[test]
+fn the_end_of_the_first_process_ends_the_machine_and_has_its_code() {
+    let _host = Host::take();
+
+    let (reason, _, console) = Machine::with_script("exit 7").boot().finish();
+
+    assert_eq!(reason, ExitReason::InitEnded(7), "{console}");
 }
 
 // Each architecture has an end of its own.

@@ -79,8 +79,11 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     eprintln!("boot: {reason}");
     Ok(match reason {
+        ExitReason::InitEnded(code) => u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from),
         ExitReason::Stopped | ExitReason::Reset | ExitReason::PoweredOff => ExitCode::SUCCESS,
-        ExitReason::TripleFault | ExitReason::Failed(_) => ExitCode::FAILURE,
+        ExitReason::Panicked(_) | ExitReason::TripleFault | ExitReason::Failed(_) => {
+            ExitCode::FAILURE
+        }
     })
 }
 

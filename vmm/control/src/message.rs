@@ -83,8 +83,13 @@ pub enum Event {
 pub enum ExitReason {
     /// [`Request::Stop`].
     Stopped,
-    /// The guest reset the machine. A kernel panic looks the same: its last act is a reset.
+    /// The guest reset the machine.
     Reset,
+    /// The guest's kernel panicked; one line of text says why, in the guest's words.
+    Panicked(String),
+    /// The guest's first process ended, which its kernel takes for a panic: the process' exit code, or 128
+    /// and the number of the signal that ended it.
+    InitEnded(i32),
     /// The guest turned the machine off (PSCI `SYSTEM_OFF`).
     PoweredOff,
     /// The guest's CPU could not even deliver a double fault (`KVM_EXIT_SHUTDOWN`).
@@ -98,6 +103,8 @@ impl fmt::Display for ExitReason {
         match self {
             Self::Stopped => f.write_str("stopped by the shim"),
             Self::Reset => f.write_str("reset by the guest"),
+            Self::Panicked(why) => write!(f, "the guest's kernel panicked: {why}"),
+            Self::InitEnded(code) => write!(f, "the guest's first process ended with {code}"),
             Self::PoweredOff => f.write_str("turned off by the guest"),
             Self::TripleFault => f.write_str("triple fault in the guest"),
             Self::Failed(why) => f.write_str(why),

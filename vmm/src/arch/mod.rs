@@ -4,7 +4,7 @@
 //!
 //! | name | what |
 //! |---|---|
-//! | `DEVICE_BASE`, `device_gsis`, `MAX_DEVICES`, `SERIAL_GSI`, `MAX_VCPUS` | places and bounds |
+//! | `DEVICE_BASE`, `LAST_WORDS`, `device_gsis`, `MAX_DEVICES`, `SERIAL_GSI`, `MAX_VCPUS` | places and bounds |
 //! | `REGISTERS_IN_MEMORY` | how a driver may read a device's registers |
 //! | `ram_ranges`, `hotplug_range`, `vm_type` | where memory is or may be plugged, and what KVM has to know of it |
 //! | `Kernel`, `load_kernel`, `initrd_address` | the kernel's file in memory |

@@ -5,7 +5,7 @@
 //! at 1 GiB       what may be plugged
 //! at 1 GiB       each file that is read in place
 //! ```
-//! and, where the architecture has no RAM, the registers of virtio's devices.
+//! and, where the architecture has no RAM, the registers of virtio's devices and the kernel's last words.
 
 use std::fs::File;
 use std::io;
@@ -14,6 +14,7 @@ use std::os::fd::OwnedFd;
 use vm_memory::GuestAddress;
 use vmm_control::PMEM_ALIGNMENT;
 
+use super::last_words::{self, LastWords};
 use crate::arch;
 use crate::bus::SLOT_LEN;
 use crate::memory::{self, MemoryError, Ram};
@@ -67,12 +68,14 @@ pub(super) struct AddressSpace {
     pub(super) boot_ram: Ram,
     /// Where memory may be plugged, if it may.
     pub(super) hotplug: Option<(GuestAddress, usize)>,
-    /// What the guest sees as memory: `ram`, and what it may only read.
+    /// What the guest sees as memory: `ram`, where its last words go, and what it may only read.
     pub(super) shown: Ram,
     /// Where what it may only read lies, in bytes.
     pub(super) read_only: Vec<(GuestAddress, u64)>,
     /// The part of that which is files.
     pub(super) pmems: Vec<(GuestAddress, u64)>,
+    /// What the kernel says last, and where.
+    pub(super) last_words: LastWords,
 }
 
 impl AddressSpace {
@@ -92,9 +95,12 @@ impl AddressSpace {
         let hotplug = Some(above).filter(|_| hotplug_mib > 0);
         let ranges = arch::ram_ranges(memory);
         let ram = memory::allocate(&[ranges, hotplug.into_iter().collect()].concat())?;
+        let place = GuestAddress(arch::LAST_WORDS);
+        let shown = memory::beside(&ram, place, last_words::LEN as u64)?;
         let mut this = Self {
             boot_ram: without(&ram, hotplug),
-            shown: ram.clone(),
+            last_words: LastWords::new(shown.clone(), place),
+            shown,
             ram,
             hotplug,
             read_only: Vec::new(),
@@ -178,6 +184,7 @@ mod tests {
             assert_eq!(&text, b"tide");
         }
         assert_eq!(space.pmems.len(), 2);
+        assert_eq!(space.last_words.read(), None);
         assert_eq!(memory::len(&space.boot_ram), 64 << 20);
         assert_eq!(memory::len(&space.ram), (64 + 128) << 20);
     }

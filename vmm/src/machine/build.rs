@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::address_space::{AddressSpace, AddressSpaceError};
 use super::config::{self, ConfigError};
 use super::counters::Counters;
+use super::last_words::{self, LastWords};
 use super::nics::SharedNic;
 use super::run::Reach;
 use crate::arch::{self, ArchError, Description, Interrupts, KernelError};
@@ -121,6 +122,7 @@ pub(super) struct Machine {
     pub(super) bus: Bus,
     pub(super) ports: Mutex<Ports>,
     pub(super) reach: Reach,
+    pub(super) last_words: LastWords,
     /// Bytes of the largest file that is written: memory or a disk.
     pub(super) largest_file: u64,
 }
@@ -205,7 +207,7 @@ pub(super) fn build(
     let devices: Vec<_> = bus.addresses().zip(arch::device_gsis()).collect();
     let description = Description {
         vcpus: config.vcpus,
-        cmdline: &config.cmdline,
+        cmdline: &format!("{} {}", space.last_words.cmdline(), config.cmdline),
         initrd,
         devices: &devices,
         serial: serial.is_some(),
@@ -227,6 +229,7 @@ pub(super) fn build(
             balloon,
             memory,
         },
+        last_words: space.last_words,
         largest_file,
     })
 }
@@ -249,6 +252,8 @@ fn processors(
     for region in space.boot_ram.iter() {
         (slots.add(region.start_addr(), region.len())).map_err(KvmError::Memory)?;
     }
+    let last_words = GuestAddress(arch::LAST_WORDS);
+    (slots.add(last_words, last_words::LEN as u64)).map_err(KvmError::Memory)?;
     for &(start, bytes) in &space.read_only {
         (slots.add_read_only(start, bytes)).map_err(KvmError::Memory)?;
     }

@@ -14,6 +14,7 @@ mod address_space;
 mod build;
 mod config;
 mod counters;
+mod last_words;
 mod nics;
 mod run;
 #[cfg(any(test, feature = "testing"))]

@@ -80,6 +80,7 @@ pub(super) fn run(
         bus,
         ports,
         reach,
+        last_words,
         largest_file,
     } = machine;
     control
@@ -132,7 +133,11 @@ pub(super) fn run(
     };
     vcpus.stop();
     reach.note_memory(counters);
-    Ok(reason)
+    // A panic's last act is a reset.
+    Ok(match (reason, last_words.read()) {
+        (ExitReason::Reset, Some(last)) => last,
+        (reason, _) => reason,
+    })
 }
 
 fn watch_devices(events: &mut EventLoop<Token>, bus: &Bus) -> io::Result<()> {

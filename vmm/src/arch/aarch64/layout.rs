@@ -5,6 +5,7 @@
 //! 0x0a00_0000   GICv3: redistributors, 128 KiB each
 //! 0x0c00_0000   serial port, real-time clock, 4 KiB each
 //! 0x1000_0000   virtio devices, 4 KiB each
+//! 0x1010_0000   the guest's kernel's last words
 //! 0x4000_0000   RAM: the device tree in its first 2 MiB, then the kernel; behind it, at a multiple of
 //!               1 GiB, what may be plugged
 //! ```
@@ -34,6 +35,9 @@ pub(super) const SLOT_LEN: u64 = 0x1000;
 
 /// Registers of the virtio devices.
 pub const DEVICE_BASE: u64 = 0x1000_0000;
+
+/// Where the guest's kernel says why it panicked.
+pub const LAST_WORDS: u64 = 0x1010_0000;
 
 /// Whether the guest may read virtio's registers from memory that the VMM writes. Its loads from a device's
 /// addresses pass the caches by, with what the VMM has written in them (Arm ARM, "Mismatched memory

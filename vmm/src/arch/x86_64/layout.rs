@@ -5,6 +5,7 @@
 //! 0x000f_0000   MP table, where firmware would be
 //! 0x0010_0000   RAM with the kernel, up to 3.25 GiB
 //! 0xd000_0000   virtio devices, 4 KiB each
+//! 0xd010_0000   the guest's kernel's last words
 //! 0xfec0_0000   IOAPIC, local APICs at 0xfee0_0000 (KVM)
 //! 0xfffb_c000   identity map, task state segment (KVM on older Intel processors)
 //! 0x1_0000_0000 the rest of RAM, and behind it, at a multiple of 1 GiB, what may be plugged
@@ -21,6 +22,9 @@ pub const MAX_VCPUS: u8 = 254;
 
 /// Registers of the virtio devices.
 pub const DEVICE_BASE: u64 = 0xd000_0000;
+
+/// Where the guest's kernel says why it panicked.
+pub const LAST_WORDS: u64 = 0xd010_0000;
 
 /// Whether the guest may read virtio's registers from memory that the VMM writes: its loads, although not
 /// cached, see what is in the VMM's cache (Intel SDM vol. 3, "Methods of Caching Available").

@@ -13,7 +13,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 pub use cpuid::{CpuidError, Supported};
 pub use kernel::{Kernel, KernelError, load_kernel};
 pub use layout::{
-    DEVICE_BASE, MAX_DEVICES, MAX_VCPUS, REGISTERS_IN_MEMORY, device_gsis,
+    DEVICE_BASE, LAST_WORDS, MAX_DEVICES, MAX_VCPUS, REGISTERS_IN_MEMORY, device_gsis,
     hotplug_range, ram_ranges,
 };
 pub use mptable::MpTableError;
