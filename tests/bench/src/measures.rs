@@ -126,6 +126,12 @@ pub(crate) const MEASURES: &[Measure] = &[
             figure("before", "until the guest first runs", "ms", Goal::None),
             figure("guest", "in the guest", "ms", Goal::None),
             figure(
+                "interrupts",
+                "interrupts' registers, in KVM and the VMM",
+                "ms",
+                Goal::None,
+            ),
+            figure(
                 "faults",
                 "its memory's page faults, in KVM",
                 "ms",
@@ -141,6 +147,16 @@ pub(crate) const MEASURES: &[Measure] = &[
         name: "disk",
         figures: STORAGE,
         run: disk,
+    },
+    Measure {
+        name: "interrupts",
+        figures: &[figure(
+            "registers",
+            "what the registers of a disk's interrupt take",
+            "µs",
+            Goal::None,
+        )],
+        run: interrupts,
     },
     Measure {
         name: "network",
@@ -243,7 +259,7 @@ fn profile(setting: &Setting, vmm: Vmm) -> anyhow::Result<Figures> {
     let trace = Trace::begin()?;
     let mut running = agents(setting).boot(vmm)?;
     running.wait_for_agent()?;
-    trace.end()
+    Ok(trace.end()?.places)
 }
 
 fn start(setting: &Setting, vmm: Vmm) -> anyhow::Result<Figures> {
@@ -273,6 +289,18 @@ fn disk(setting: &Setting, vmm: Vmm) -> anyhow::Result<Figures> {
     let mut machine = setting.guest(&initrd);
     machine.disk = Some(&image);
     told(&machine.boot(vmm)?.finish()?)
+}
+
+/// With MSI-X there would be no such registers.
+fn interrupts(setting: &Setting, vmm: Vmm) -> anyhow::Result<Figures> {
+    let trace = Trace::begin()?;
+    disk(setting, vmm)?;
+    let profile = trace.end()?;
+    let mut places = profile.places.iter();
+    let interrupts = places.find(|(key, _)| key == "interrupts");
+    let (_, ms) = interrupts.context("interrupts are a place")?;
+    let each = ms * 1e3 / f64::from(profile.acknowledged);
+    Ok(vec![("registers".to_owned(), each)])
 }
 
 fn network(setting: &Setting, vmm: Vmm) -> anyhow::Result<Figures> {
