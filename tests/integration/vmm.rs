@@ -139,7 +139,7 @@ fn what_is_written_to_a_disk_is_in_its_file() {
 
     let script = "head -c 4 /dev/vda; cat /sys/block/vda/serial; blockdev --getsize64 /dev/vda
         printf tide | dd of=/dev/vda bs=512 seek=131071 conv=fsync 2>&1";
-    let (_, _, console) = Machine::with_script(script)
+    let (_, counters, console) = Machine::with_script(script)
         .disk(&disk, false, "kelp")
         .boot()
         .finish();
@@ -153,6 +153,15 @@ fn what_is_written_to_a_disk_is_in_its_file() {
         .unwrap();
     disk.read_exact(&mut end).unwrap();
     assert_eq!(&end, b"tide", "{console}");
+    // A write takes a page of the guest's cache.
+    let counted = (counters.devices.iter())
+        .find(|device| device.device_id == 2)
+        .unwrap();
+    assert!(
+        counted.bytes_to_guest >= 4096 && counted.bytes_from_guest == 4096,
+        "{counters:?}"
+    );
+    assert_eq!((counted.errors, counted.failures), (0, 0), "{counters:?}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod register_page;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use vmm_control::DeviceCounters;
 use vmm_sys_util::eventfd::EventFd;
 
 pub use self::register_page::RegisterPage;
@@ -43,6 +44,9 @@ pub trait Slot: BusDevice {
 
     /// The backend is readable.
     fn backend_ready(&mut self);
+
+    /// What has happened to the device so far.
+    fn counters(&self) -> DeviceCounters;
 }
 
 /// A device in its slot. A vCPU takes the lock for one register, the event loop for one queue; no
@@ -188,6 +192,9 @@ mod tests {
         }
         fn kicked(&mut self, _: usize) {}
         fn backend_ready(&mut self) {}
+        fn counters(&self) -> DeviceCounters {
+            DeviceCounters::default()
+        }
     }
 
     const BASE: u64 = 0xd000_0000;

@@ -20,6 +20,7 @@
 
 mod channel;
 mod config;
+mod counters;
 mod message;
 
 pub use channel::{Channel, ReceiveError, SendError};
@@ -27,4 +28,5 @@ pub use config::{
     DescriptorError, Disk, FdIndex, MacAddress, MacAddressError, Nic, PMEM_ALIGNMENT, RateLimit,
     Share, TokenBucket, VmConfig,
 };
-pub use message::{Counters, Event, ExitReason, Request};
+pub use counters::{Counters, DeviceCounters};
+pub use message::{Event, ExitReason, Request};

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{FdIndex, VmConfig};
+use crate::counters::Counters;
 
 /// From the shim to the VMM.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,26 +111,4 @@ impl fmt::Display for ExitReason {
             Self::Failed(why) => f.write_str(why),
         }
     }
-}
-
-/// Counts of one machine's life so far. They only grow, but for memory.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counters {
-    /// vCPU exits to the VMM for port I/O.
-    pub exits_io: u64,
-    /// vCPU exits to the VMM for memory-mapped I/O.
-    pub exits_mmio: u64,
-    /// All other vCPU exits to the VMM (signals, halts, shutdown).
-    pub exits_other: u64,
-    /// Queue notifications served by the event loop.
-    pub notifications: u64,
-    /// Microseconds from the boot request until the vCPUs ran.
-    pub boot_to_run_us: u64,
-    /// Microseconds from the boot request until the guest's first vsock connection: with Hull's
-    /// guest image, until the agent was up. Zero before that.
-    pub boot_to_dial_us: u64,
-    /// Bytes of memory that should be plugged ([`Request::Memory`]).
-    pub memory_requested: u64,
-    /// Bytes of memory that are plugged, besides what the machine started with.
-    pub memory_plugged: u64,
 }

@@ -197,7 +197,7 @@ pub(super) fn build(
         .map(|(start, length)| slot(Mem::new(memory_slots, start, length as u64), ram))
         .transpose()?;
     slots.extend(memory.clone().map(|memory| memory as SharedSlot));
-    let mut bus = Bus::new(arch::DEVICE_BASE, slots);
+    let mut bus = Bus::new(arch::DEVICE_BASE, slots.clone());
     show_registers(shown, &bus);
     connect(&vm, &bus)?;
     let serial = (config.serial)
@@ -223,6 +223,7 @@ pub(super) fn build(
         bus,
         ports: Mutex::new(ports),
         reach: Reach {
+            slots,
             vsock,
             disks,
             nics,

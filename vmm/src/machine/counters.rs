@@ -1,7 +1,10 @@
 //! Counts of the machine's life. Relaxed: each is a number of its own, and nothing depends on two.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
+
+use vmm_control::DeviceCounters;
 
 /// See [`vmm_control::Counters`], field by field.
 #[derive(Debug)]
@@ -14,6 +17,8 @@ pub(super) struct Counters {
     boot_to_dial_us: AtomicU64,
     memory_requested: AtomicU64,
     memory_plugged: AtomicU64,
+    /// As they were when somebody asked last.
+    devices: Mutex<Vec<DeviceCounters>>,
 }
 
 /// Why one vCPU came out of the guest, and how often.
@@ -36,6 +41,7 @@ impl Counters {
             boot_to_dial_us: AtomicU64::new(0),
             memory_requested: AtomicU64::new(0),
             memory_plugged: AtomicU64::new(0),
+            devices: Mutex::default(),
         }
     }
 
@@ -67,6 +73,11 @@ impl Counters {
         self.memory_plugged.store(plugged, Relaxed);
     }
 
+    /// This is what the devices have counted so far.
+    pub(super) fn devices(&self, devices: Vec<DeviceCounters>) {
+        *self.devices.lock().unwrap_or_else(PoisonError::into_inner) = devices;
+    }
+
     pub(super) fn read(&self) -> vmm_control::Counters {
         let sum = |field: fn(&Exits) -> &AtomicU64| {
             (self.exits.iter()).fold(0, |sum: u64, exits| {
@@ -82,6 +93,9 @@ impl Counters {
             boot_to_dial_us: self.boot_to_dial_us.load(Relaxed),
             memory_requested: self.memory_requested.load(Relaxed),
             memory_plugged: self.memory_plugged.load(Relaxed),
+            devices: (self.devices.lock())
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
         }
     }
 

@@ -11,7 +11,7 @@ use super::counters::Counters;
 use super::nics::SharedNic;
 use super::vcpus::{Context, Vcpus};
 use crate::backend::image::Image;
-use crate::bus::{Bus, Slot};
+use crate::bus::{Bus, SharedSlot, Slot};
 use crate::event_loop::EventLoop;
 use crate::jail::{Filters, Thread};
 use crate::report;
@@ -46,6 +46,8 @@ const CONSOLE_FILE: u64 = (64 << 20) + 4096;
 
 /// What the shim's requests reach besides the bus.
 pub(super) struct Reach {
+    /// All devices, in their order on the bus.
+    pub(super) slots: Vec<SharedSlot>,
     pub(super) vsock: SharedVsock,
     pub(super) disks: Vec<SharedDisk>,
     pub(super) nics: Vec<SharedNic>,
@@ -54,13 +56,18 @@ pub(super) struct Reach {
 }
 
 impl Reach {
-    /// Notes how much memory is plugged, and should be.
-    fn note_memory(&self, counters: &Counters) {
+    /// Notes what the devices have counted.
+    fn note(&self, counters: &Counters) {
         if let Some(memory) = &self.memory {
             let mut slot = memory.lock().unwrap_or_else(PoisonError::into_inner);
             let device = slot.device();
             counters.memory(device.requested(), device.plugged());
         }
+        let slots = (self.slots.iter()).map(|slot| {
+            let slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+            slot.counters()
+        });
+        counters.devices(slots.collect());
     }
 }
 
@@ -132,7 +139,7 @@ pub(super) fn run(
         }
     };
     vcpus.stop();
-    reach.note_memory(counters);
+    reach.note(counters);
     // A panic's last act is a reset.
     Ok(match (reason, last_words.read()) {
         (ExitReason::Reset, Some(last)) => last,
@@ -167,7 +174,7 @@ pub(super) fn serve_control(
         match control.receive() {
             Ok((Request::Stop, _)) => return Some(ExitReason::Stopped),
             Ok((Request::Counters, _)) => {
-                reach.note_memory(counters);
+                reach.note(counters);
                 // A shim that does not read its answers gets none.
                 let _ = control.send(&Event::Counters(counters.read()), &[]);
             }
@@ -310,7 +317,10 @@ mod tests {
         shim.send(&Request::Balloon { mib: 3 }, &[]).unwrap();
         assert_eq!(machine.serve(), None);
         let (event, _) = shim.receive::<Event>().unwrap();
-        assert!(matches!(event, Event::Counters(_)));
+        let Event::Counters(counters) = event else {
+            panic!("{event:?}");
+        };
+        assert_eq!(counters.devices.len(), 1);
         assert_eq!(machine.balloon_target(), 3 * 256);
     }
 

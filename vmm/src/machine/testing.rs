@@ -45,8 +45,10 @@ impl Headless {
         let net = Net::new([2, 0, 0, 0, 0, 1], None, Limits::default()).unwrap();
         let balloon = Mmio::new(Balloon::new(), ram.clone()).unwrap();
         let disk = Blk::spare(Filters::unjailed()).unwrap();
+        let disk = Arc::new(Mutex::new(Mmio::new(disk, ram.clone()).unwrap()));
         let reach = Reach {
-            disks: vec![Arc::new(Mutex::new(Mmio::new(disk, ram.clone()).unwrap()))],
+            slots: vec![disk.clone()],
+            disks: vec![disk],
             vsock: Arc::new(Mutex::new(Mmio::new(vsock, ram.clone()).unwrap())),
             nics: vec![SharedNic::Own(Arc::new(Mutex::new(
                 Mmio::new(net, ram).unwrap(),

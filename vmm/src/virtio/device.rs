@@ -40,6 +40,17 @@ pub enum DeviceError {
     Backend(String),
 }
 
+/// What has passed through a device since its machine began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes of data given to the guest, without headers.
+    pub to_guest: u64,
+    /// Bytes of data taken from it.
+    pub from_guest: u64,
+    /// Requests that failed, or data that was lost, for whatever reason.
+    pub errors: u64,
+}
+
 /// A virtio device: identity, configuration space and the meaning of its queues.
 ///
 /// ```text
@@ -101,5 +112,10 @@ pub trait Device: Send {
     /// then leaves the queues' notifications to it, and `features` is the whole set that is offered.
     fn external_queues(&self) -> bool {
         false
+    }
+
+    /// What has passed through it, as far as it passes through this process.
+    fn traffic(&self) -> Traffic {
+        Traffic::default()
     }
 }

@@ -10,7 +10,7 @@
 //!  chain ──▶ request ──▶ answered at once: what the page cache has, the serial number, refusals
 //!                 └────▶ worker's queue ──▶ file ──▶ done ──▶ status ──▶ used ring
 //! ```
-//! `request` decodes, `config` is the configuration space, and a `worker` for each queue does what
+//! `request` decodes, `answer` decides, `config` is the configuration space, and a `worker` for each queue does what
 //! may have to wait. The cache is write-back: a flush makes it durable, and for a driver that knows no
 //! flush every write is one (§5.2.6.2).
 //!
@@ -21,6 +21,7 @@
 //! given back breaks the queue (CVE-2026-45782: a peer's table of requests lost the first, whose
 //! buffer was freed under the kernel).
 
+mod answer;
 mod config;
 mod job;
 mod parts;
@@ -35,23 +36,20 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR,
-    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
+use self::answer::{Answer, File, Next, capacity};
 use self::config::{Config, Limits};
 use self::job::{Done, Job, Operation};
-use self::parts::{Parts, copy_from, copy_to};
-use self::request::{
-    Disk, ID_LEN, RANGE_MAX, RANGES_MAX, Refusal, Request, SECTOR, Segment, length, split_front,
-};
+use self::parts::Parts;
+use self::request::{ID_LEN, RANGE_MAX, RANGES_MAX, length};
 use self::worker::Worker;
 use crate::backend::image::Image;
 use crate::jail::Filters;
-use crate::memory::Ram;
 use crate::rate_limit::RateLimiter;
-use crate::virtio::device::{Device, DeviceError, DeviceId};
+use crate::virtio::device::{Device, DeviceError, DeviceId, Traffic};
 use crate::virtio::queue::{Chain, QueueError, Queues};
 
 const QUEUE_SIZE: u16 = 256;
@@ -96,6 +94,7 @@ pub struct Blk {
     epoll: OwnedFd,
     /// Whether each write is to be durable before it is answered.
     write_through: bool,
+    traffic: Traffic,
 }
 
 /// One queue and its worker.
@@ -106,14 +105,6 @@ struct Lane {
     in_flight: Vec<Option<GuestAddress>>,
     /// Whether it has chains, or may have, that the limit held back. The driver need not tell again.
     due: bool,
-}
-
-/// What becomes of a request.
-enum Next {
-    /// It is answered: the status and the bytes of data written into guest memory.
-    Answer(u32, u32),
-    /// The worker has to do something with the segments.
-    Work(Operation, Vec<Segment>),
 }
 
 impl Blk {
@@ -187,6 +178,7 @@ impl Blk {
             bell,
             epoll,
             write_through: false,
+            traffic: Traffic::default(),
         })
     }
 
@@ -245,14 +237,17 @@ impl Blk {
         let bytes = length(&parts.readable) + length(&parts.writable);
         self.limit.spend(bytes.min(REQUEST_MAX));
         let image = self.image.clone().ok_or(broken("no disk"))?;
-        match self.decide(&image, ram, parts) {
-            Next::Answer(status, written) => {
-                answer(index, queues, head, status_at, status, written)?;
-                Ok(REQUEST_COST + u64::from(written))
+        match self.file(&image).decide(ram, parts) {
+            Next::Answer(answer) => {
+                answer.give(index, queues, head, status_at, &mut self.traffic)?;
+                Ok(REQUEST_COST + u64::from(answer.data))
             }
             Next::Work(operation, segments) => {
                 let lane = &mut self.lanes[index];
                 lane.in_flight[usize::from(head)] = Some(status_at);
+                if matches!(operation, Operation::Write { .. }) {
+                    self.traffic.from_guest += length(&segments);
+                }
                 lane.worker.submit(Job {
                     head,
                     operation,
@@ -262,6 +257,15 @@ impl Blk {
                 });
                 Ok(REQUEST_COST)
             }
+        }
+    }
+
+    /// What requests are about, while the image is `image`.
+    fn file<'a>(&'a self, image: &'a Image) -> File<'a> {
+        File {
+            image,
+            serial: &self.serial,
+            write_through: self.write_through,
         }
     }
 
@@ -294,61 +298,6 @@ impl Blk {
         queues.notify(index)
     }
 
-    fn decide(&self, image: &Image, ram: &Ram, parts: Parts) -> Next {
-        let Parts {
-            header,
-            readable,
-            writable,
-            ..
-        } = parts;
-        let failed = Next::Answer(VIRTIO_BLK_S_IOERR, 0);
-        let disk = Disk {
-            capacity: capacity(image),
-            read_only: image.is_read_only(),
-            request_max: REQUEST_MAX,
-        };
-        let request = match disk.decode(header, length(&readable), length(&writable)) {
-            Ok(request) => request,
-            Err(refusal) => return refuse(&refusal),
-        };
-        let operation = match request {
-            Request::Read { offset } => match image.read_cached_at(ram, &writable, offset) {
-                Ok(false) => return Next::Work(Operation::Read { offset }, writable),
-                Ok(true) => {
-                    let read = u32::try_from(length(&writable)).expect("at most REQUEST_MAX");
-                    return Next::Answer(VIRTIO_BLK_S_OK, read);
-                }
-                Err(_) => return failed,
-            },
-            Request::Write { offset } => {
-                let through = self.write_through;
-                return Next::Work(Operation::Write { offset, through }, readable);
-            }
-            Request::Flush => Operation::Flush,
-            Request::Identify => {
-                let mut segments = writable;
-                let room = split_front(&mut segments, ID_LEN.into()).unwrap_or_default();
-                return match copy_to(ram, &room, &self.serial) {
-                    Ok(()) => Next::Answer(VIRTIO_BLK_S_OK, ID_LEN),
-                    Err(_) => failed,
-                };
-            }
-            Request::Discard | Request::WriteZeroes => {
-                // `decode` has bounded its length.
-                let mut data = vec![0; usize::try_from(length(&readable)).unwrap_or(0)];
-                if copy_from(ram, &readable, &mut data).is_none() {
-                    return failed;
-                }
-                match disk.ranges(&request, &data) {
-                    Err(refusal) => return refuse(&refusal),
-                    Ok(ranges) if request == Request::Discard => Operation::Discard(ranges),
-                    Ok(ranges) => Operation::WriteZeroes(ranges),
-                }
-            }
-        };
-        Next::Work(operation, Vec::new())
-    }
-
     /// Quietens the bell; it fails only when that has not rung.
     fn hush(&self) {
         let _ = rustix::io::read(&self.bell, &mut [0; 8]);
@@ -366,11 +315,8 @@ impl Blk {
                 let status_at = (lane.in_flight.get_mut(usize::from(done.head)))
                     .and_then(Option::take)
                     .expect("a job has an entry until it is done or forgotten");
-                let (status, written) = match done.written {
-                    Some(written) => (VIRTIO_BLK_S_OK, written),
-                    None => (VIRTIO_BLK_S_IOERR, 0),
-                };
-                answer(index, queues, done.head, status_at, status, written)?;
+                let answer = done.written.map_or(Answer::FAILED, Answer::done);
+                answer.give(index, queues, done.head, status_at, &mut self.traffic)?;
             }
             queues.notify(index)?;
         }
@@ -447,32 +393,10 @@ impl Device for Blk {
         self.finish(queues)?;
         Ok(self.serve_due(queues)?)
     }
-}
 
-fn capacity(image: &Image) -> u64 {
-    image.len() / SECTOR * SECTOR
-}
-
-fn refuse(refusal: &Refusal) -> Next {
-    match refusal {
-        Refusal::IoError => Next::Answer(VIRTIO_BLK_S_IOERR, 0),
-        Refusal::Unsupported => Next::Answer(VIRTIO_BLK_S_UNSUPP, 0),
+    fn traffic(&self) -> Traffic {
+        self.traffic
     }
-}
-
-/// Gives a chain back with its status, which counts as written.
-fn answer(
-    index: usize,
-    queues: &mut Queues<'_>,
-    head: u16,
-    status_at: GuestAddress,
-    status: u32,
-    written: u32,
-) -> Result<(), QueueError> {
-    let status = u8::try_from(status).expect("the three statuses are 0, 1 and 2");
-    let what = "status outside of memory";
-    (queues.ram().write_obj(status, status_at)).map_err(|_| QueueError::Chain { index, what })?;
-    queues.push(index, head, written.saturating_add(1))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::request::SECTOR;
 use super::*;
 use crate::jail::Filters;
 use crate::virtio::queue::testing::{Buffer, Driver};
@@ -329,12 +330,46 @@ fn only_a_driver_that_flushes_has_a_cache_that_is_written_back() {
             status_at: GuestAddress(0),
         };
         let image = blk.image.clone().unwrap();
-        let next = blk.decide(&image, &driver.ram, parts);
+        let next = blk.file(&image).decide(&driver.ram, parts);
         let Next::Work(Operation::Write { through: is, .. }, _) = next else {
             panic!("a write is work");
         };
         assert_eq!(is, through);
     }
+}
+
+#[test]
+fn what_passes_through_and_what_fails_is_counted() {
+    let (mut blk, _file) = disk(false);
+    let data = [7; 1024];
+    let write = [
+        Buffer::Readable(&header(OUT, 0)),
+        Buffer::Readable(&data),
+        Buffer::Writable(1),
+    ];
+    send(&mut blk, &write);
+    send(
+        &mut blk,
+        &[
+            Buffer::Readable(&header(IN, 0)),
+            Buffer::Writable(512),
+            Buffer::Writable(1),
+        ],
+    );
+    send(
+        &mut blk,
+        &[
+            Buffer::Readable(&header(IN, 99)),
+            Buffer::Writable(512),
+            Buffer::Writable(1),
+        ],
+    );
+    let counted = Traffic {
+        to_guest: 512,
+        from_guest: 1024,
+        errors: 1,
+    };
+    assert_eq!(blk.traffic(), counted);
 }
 
 #[test]

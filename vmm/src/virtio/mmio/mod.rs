@@ -12,6 +12,7 @@
 //! and each time a ring is used; sizes are checked when written, and can't change afterwards.
 
 mod gate;
+mod registers;
 
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -20,9 +21,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueT};
+use vmm_control::DeviceCounters;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::gate::Gate;
+use self::registers::{CONFIG, CONFIG_CHANGE, READABLE};
+pub use self::registers::{INTERRUPT_ACK, QUEUE_NOTIFY, USED_BUFFER};
 use crate::bus::{BusDevice, RegisterPage, Slot};
 use crate::memory::Ram;
 use crate::report;
@@ -30,65 +34,6 @@ use crate::virtio::device::{Device, DeviceError};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::Queues;
 use crate::virtio::status::{Effect, Status};
-
-const MAGIC_VALUE: u64 = 0x000;
-const VERSION: u64 = 0x004;
-const DEVICE_ID: u64 = 0x008;
-const VENDOR_ID: u64 = 0x00c;
-const DEVICE_FEATURES: u64 = 0x010;
-const DEVICE_FEATURES_SEL: u64 = 0x014;
-const DRIVER_FEATURES: u64 = 0x020;
-const DRIVER_FEATURES_SEL: u64 = 0x024;
-const QUEUE_SEL: u64 = 0x030;
-const QUEUE_SIZE_MAX: u64 = 0x034;
-const QUEUE_SIZE: u64 = 0x038;
-const QUEUE_READY: u64 = 0x044;
-/// Where the driver notifies; ioeventfds take these writes before they reach us.
-pub const QUEUE_NOTIFY: u64 = 0x050;
-const INTERRUPT_STATUS: u64 = 0x060;
-/// Where the driver acknowledges an interrupt; KVM takes [`USED_BUFFER`] alone before it reaches us.
-pub const INTERRUPT_ACK: u64 = 0x064;
-const STATUS: u64 = 0x070;
-const QUEUE_DESC_LOW: u64 = 0x080;
-const QUEUE_DESC_HIGH: u64 = 0x084;
-const QUEUE_DRIVER_LOW: u64 = 0x090;
-const QUEUE_DRIVER_HIGH: u64 = 0x094;
-const QUEUE_DEVICE_LOW: u64 = 0x0a0;
-const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
-const SHM_LEN_LOW: u64 = 0x0b0;
-const SHM_LEN_HIGH: u64 = 0x0b4;
-const CONFIG_GENERATION: u64 = 0x0fc;
-const CONFIG: u64 = 0x100;
-
-/// Those of them that read as something.
-const READABLE: [u64; 12] = [
-    MAGIC_VALUE,
-    VERSION,
-    DEVICE_ID,
-    VENDOR_ID,
-    DEVICE_FEATURES,
-    QUEUE_SIZE_MAX,
-    QUEUE_READY,
-    INTERRUPT_STATUS,
-    STATUS,
-    SHM_LEN_LOW,
-    SHM_LEN_HIGH,
-    CONFIG_GENERATION,
-];
-
-/// `InterruptStatus` bit 0: the device used a buffer (§4.2.2).
-///
-/// It is set as long as the device is live. Whoever used a buffer, a daemon perhaps, raises the line and
-/// no more, and a driver finds out in the ring which of them were used. So to acknowledge it changes
-/// nothing, and need not reach us.
-pub const USED_BUFFER: u32 = 1 << 0;
-/// `InterruptStatus` bit 1: the configuration changed.
-const CONFIG_CHANGE: u32 = 1 << 1;
-
-/// "virt", little endian.
-const MAGIC: u32 = 0x7472_6976;
-/// "HULL", little endian.
-const VENDOR: u32 = 0x4c4c_5548;
 
 /// A device on the bus.
 pub struct Mmio<D> {
@@ -107,6 +52,8 @@ pub struct Mmio<D> {
     queue_select: u32,
     /// Counts what the host's side has changed in the configuration space.
     generation: u32,
+    /// How often only a reset helped.
+    failures: u64,
     /// Where the driver reads, if it does not ask us.
     page: Option<RegisterPage>,
 }
@@ -162,6 +109,7 @@ impl<D: Device> Mmio<D> {
             driver_features_select: 0,
             queue_select: 0,
             generation: 0,
+            failures: 0,
             page: None,
         })
     }
@@ -262,75 +210,6 @@ impl<D: Device> Mmio<D> {
         (self.status.configures_queues() && !ring.ready()).then_some(ring)
     }
 
-    fn read_register(&self, offset: u64) -> u32 {
-        match offset {
-            MAGIC_VALUE => MAGIC,
-            VERSION => 2,
-            DEVICE_ID => self.device.id() as u32,
-            VENDOR_ID => VENDOR,
-            DEVICE_FEATURES => word(self.offered(), self.features_select),
-            QUEUE_SIZE_MAX => self.selected().map_or(0, |ring| ring.max_size().into()),
-            QUEUE_READY => self.selected().map_or(0, |ring| ring.ready().into()),
-            INTERRUPT_STATUS => self.interrupt_status(),
-            STATUS => self.status.bits(),
-            // A length of all ones: there is no such shared memory region (§4.2.2).
-            SHM_LEN_LOW | SHM_LEN_HIGH => u32::MAX,
-            // A driver that reads a field in parts, or several, reads until this has not changed
-            // meanwhile (§2.5.2).
-            CONFIG_GENERATION => self.generation,
-            _ => 0,
-        }
-    }
-
-    fn write_register(&mut self, offset: u64, value: u32) {
-        match offset {
-            DEVICE_FEATURES_SEL => self.features_select = value,
-            DRIVER_FEATURES_SEL => self.driver_features_select = value,
-            DRIVER_FEATURES if self.status.negotiates() => {
-                set_word(
-                    &mut self.driver_features,
-                    self.driver_features_select,
-                    value,
-                );
-            }
-            QUEUE_SEL => self.queue_select = value,
-            QUEUE_SIZE => {
-                if let (Some(ring), Ok(size)) = (self.configurable(), u16::try_from(value)) {
-                    ring.set_size(size);
-                }
-            }
-            QUEUE_READY if value == 1 => {
-                if let Some(ring) = self.configurable() {
-                    ring.set_ready(true);
-                }
-            }
-            // A write the ioeventfd did not take: of another width, or by a slow path.
-            QUEUE_NOTIFY => {
-                if let Some(kick) = self.kicks.get(value as usize) {
-                    let _ = kick.write(1);
-                }
-            }
-            INTERRUPT_ACK if value & CONFIG_CHANGE != 0 => self.config_change = false,
-            STATUS => self.write_status(value),
-            _ => self.write_address(offset, value),
-        }
-    }
-
-    fn write_address(&mut self, offset: u64, value: u32) {
-        let Some(ring) = self.configurable() else {
-            return;
-        };
-        match offset {
-            QUEUE_DESC_LOW => ring.set_desc_table_address(Some(value), None),
-            QUEUE_DESC_HIGH => ring.set_desc_table_address(None, Some(value)),
-            QUEUE_DRIVER_LOW => ring.set_avail_ring_address(Some(value), None),
-            QUEUE_DRIVER_HIGH => ring.set_avail_ring_address(None, Some(value)),
-            QUEUE_DEVICE_LOW => ring.set_used_ring_address(Some(value), None),
-            QUEUE_DEVICE_HIGH => ring.set_used_ring_address(None, Some(value)),
-            _ => {}
-        }
-    }
-
     fn write_status(&mut self, value: u32) {
         match self.status.write(value, self.acceptable()) {
             Effect::None => {}
@@ -403,6 +282,7 @@ impl<D: Device> Mmio<D> {
             report::chain(error)
         ));
         self.status.needs_reset();
+        self.failures += 1;
         self.gate.close(self.device.backend());
         self.tell_of_config();
     }
@@ -465,24 +345,16 @@ impl<D: Device> Slot for Mmio<D> {
             self.with_queues(Device::serve_backend);
         }
     }
-}
 
-/// Half `select` of a 64-bit value; there are two.
-fn word(value: u64, select: u32) -> u32 {
-    let bytes = value.to_le_bytes();
-    let [a, b, c, d, e, f, g, h] = bytes;
-    match select {
-        0 => u32::from_le_bytes([a, b, c, d]),
-        1 => u32::from_le_bytes([e, f, g, h]),
-        _ => 0,
-    }
-}
-
-fn set_word(value: &mut u64, select: u32, half: u32) {
-    match select {
-        0 => *value = (*value & !0xffff_ffff) | u64::from(half),
-        1 => *value = (*value & 0xffff_ffff) | (u64::from(half) << 32),
-        _ => {}
+    fn counters(&self) -> DeviceCounters {
+        let traffic = self.device.traffic();
+        DeviceCounters {
+            device_id: self.device.id() as u32,
+            bytes_to_guest: traffic.to_guest,
+            bytes_from_guest: traffic.from_guest,
+            errors: traffic.errors,
+            failures: self.failures,
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::registers::*;
 use super::*;
 use crate::memory;
 use crate::virtio::device::DeviceId;
@@ -251,6 +252,7 @@ fn a_broken_queue_stops_the_device_until_a_reset() {
     mmio.kicked(0);
     mmio.kicked(0);
     assert_eq!(mmio.device.served, 1);
+    assert_eq!(mmio.counters().failures, 1);
     set(&mut mmio, STATUS, 0);
     assert_eq!((get(&mut mmio, STATUS), mmio.device.resets), (0, 1));
     assert!(mmio.rings.iter().all(|ring| !ring.ready()));

@@ -10,7 +10,7 @@ use std::os::fd::BorrowedFd;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::rate_limit::RateLimiter;
-use crate::virtio::device::{Device, DeviceError, DeviceId};
+use crate::virtio::device::{Device, DeviceError, DeviceId, Traffic};
 use crate::virtio::queue::{Queues, writer};
 
 /// Most bytes that one request is given.
@@ -23,13 +23,17 @@ const CHUNK: usize = 256;
 #[derive(Debug, Default)]
 pub struct Rng {
     limit: RateLimiter,
+    traffic: Traffic,
 }
 
 impl Rng {
     /// A source that gives no more than `limit` allows.
     #[must_use]
     pub fn new(limit: RateLimiter) -> Self {
-        Self { limit }
+        Self {
+            limit,
+            traffic: Traffic::default(),
+        }
     }
 }
 
@@ -50,6 +54,7 @@ impl Device for Rng {
 
     fn serve(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
         let ram = queues.ram();
+        let traffic = &mut self.traffic;
         queues.drain_within(&mut self.limit, index, |chain| {
             let mut buffer = writer(index, ram, &chain)?;
             let wanted = buffer.available_bytes().min(MAX_BYTES);
@@ -66,6 +71,8 @@ impl Device for Rng {
                 }
                 written += length;
             }
+            traffic.to_guest += written as u64;
+            traffic.errors += u64::from(written < wanted);
             Ok(u32::try_from(written).expect("at most MAX_BYTES"))
         })?;
         Ok(())
@@ -77,6 +84,10 @@ impl Device for Rng {
 
     fn serve_backend(&mut self, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
         self.serve(0, queues)
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.traffic
     }
 }
 
@@ -96,9 +107,11 @@ mod tests {
     fn a_buffer_is_filled() {
         let mut driver = Driver::new(&[64]);
         driver.add(0, &[Buffer::Writable(300)]);
-        Rng::default().serve(0, &mut driver.queues()).unwrap();
+        let mut rng = Rng::default();
+        rng.serve(0, &mut driver.queues()).unwrap();
         let used = driver.used(0).unwrap();
         assert_eq!(used.written.len(), 300);
+        assert_eq!((rng.traffic().to_guest, rng.traffic().errors), (300, 0));
         assert!(used.written.iter().any(|&byte| byte != 0));
     }
 

@@ -35,7 +35,7 @@ use self::outbox::Outbox;
 use self::packet::{HEADER_LEN, HOST_CID, Header, Op, TYPE_STREAM};
 use self::table::Connections;
 use crate::memory::Ram;
-use crate::virtio::device::{Device, DeviceError, DeviceId};
+use crate::virtio::device::{Device, DeviceError, DeviceId, Traffic};
 use crate::virtio::queue::{Chain, QueueError, Queues, reader, writer};
 
 /// virtio 1.3 §5.10.2: packets to the guest.
@@ -76,6 +76,8 @@ pub struct Vsock {
     outbox: Outbox,
     /// Data of the packet that is being received.
     data: Vec<u8>,
+    /// Connections that were refused are its errors.
+    traffic: Traffic,
 }
 
 impl Vsock {
@@ -94,6 +96,7 @@ impl Vsock {
             connections: Connections::new().map_err(VsockError::Epoll)?,
             outbox: Outbox::new(guest_cid),
             data: Vec::new(),
+            traffic: Traffic::default(),
         })
     }
 
@@ -156,6 +159,7 @@ impl Vsock {
         packet
             .read_exact(&mut self.data)
             .map_err(|_| broken("packet shorter than its header says"))?;
+        self.traffic.from_guest += u64::from(header.len);
         self.dispatch(&header);
         Ok(())
     }
@@ -184,6 +188,7 @@ impl Vsock {
     /// Takes a connection from the guest, if the dialler does.
     fn accept(&mut self, header: &Header) {
         if self.connections.is_full() || self.dial(header).is_err() {
+            self.traffic.errors += 1;
             self.outbox.reset(header);
         }
     }
@@ -234,6 +239,7 @@ impl Vsock {
                 .write_all(&packet.header.encode())
                 .and_then(|()| buffer.write_all(packet.data))
                 .expect("the buffer has room for the header and `room` bytes");
+            self.traffic.to_guest += packet.data.len() as u64;
             let written = u32::try_from(HEADER_LEN + packet.data.len())
                 .expect("a packet has at most 64 KiB of data");
             queues.push(RX, chain.head_index(), written)?;
@@ -298,6 +304,10 @@ impl Device for Vsock {
     fn serve_backend(&mut self, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
         self.connections.poll();
         Ok(self.send(queues)?)
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.traffic
     }
 }
 

@@ -19,6 +19,12 @@ fn the_guest_connects_and_bytes_go_both_ways() {
     assert_eq!(header.fwd_cnt, 4);
     assert_eq!(data, b"pong");
     guest.expect_nothing();
+    let counted = Traffic {
+        to_guest: 4,
+        from_guest: 4,
+        errors: 0,
+    };
+    assert_eq!(guest.vsock.traffic(), counted);
 }
 
 #[test]
@@ -31,6 +37,7 @@ fn a_connect_nobody_takes_is_reset() {
     guest.send(request, &[]);
     let reset = guest.expect(Op::Reset);
     assert_eq!((reset.src_port, reset.dst_port), (404, GUEST_PORT));
+    assert_eq!(guest.vsock.traffic().errors, 1);
 }
 
 #[test]
