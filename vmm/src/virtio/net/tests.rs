@@ -4,13 +4,17 @@ mod limits;
 mod receive;
 mod transmit;
 
+use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::pair::{MAX_FRAME, NUM_BUFFERS, RX, TX};
 use super::*;
-use crate::backend::tap::Offloads;
+use crate::backend::tap::{Offloads, VNET_HEADER_LEN};
+use crate::rate_limit::RateLimiter;
 use crate::virtio::queue::testing::{Buffer, Driver};
 
 pub(super) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
