@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 #[path = "src/jail/list.rs"]
 mod list;
 
-const FILTERS: [&str; 3] = ["vcpu", "event_loop", "disk"];
+const FILTERS: [&str; 4] = ["vcpu", "event_loop", "disk", "card"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let architecture = env::var("CARGO_CFG_TARGET_ARCH")?;

@@ -85,12 +85,13 @@ impl Control {
         self.0.send(&Request::Boot(Box::new(wire)), &fds)
     }
 
-    /// Connects a network card to a tap.
+    /// Connects a network card to a tap: a descriptor for each pair of the card's queues.
     ///
     /// # Errors
     /// When the VMM is gone.
-    pub fn plug(&self, nic: usize, tap: &OwnedFd) -> Result<(), SendError> {
-        self.0.send(&Request::Plug { nic }, &[tap.as_fd()])
+    pub fn plug(&self, nic: usize, tap: &[OwnedFd]) -> Result<(), SendError> {
+        let tap: Vec<_> = tap.iter().map(AsFd::as_fd).collect();
+        self.0.send(&Request::Plug { nic }, &tap)
     }
 
     /// Gives a disk that has no file its block device.

@@ -3,10 +3,12 @@
 use std::env::consts::ARCH;
 use std::fs;
 use std::io::{Read, Seek, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::thread;
 
-use hull_tests::{Host, Machine, Tap, wait};
+use hull_tests::{Host, Machine, Process, Tap, wait};
 use vmm_control::{Event, ExitReason, Request};
 
 #[test]
@@ -230,6 +232,83 @@ fn packets_cross_a_tap_both_ways() {
 
     assert!(console.contains("02:00:00:00:00:07"), "{console}");
     assert!(console.contains("3 packets received"), "{name}: {console}");
+}
+
+/// Both kernels choose the queues: ours by the flow, the guest's by the processor.
+#[test]
+fn a_card_of_two_pairs_moves_frames_by_both_takes_another_tap_and_is_reset() {
+    let _host = Host::take();
+    let tap = Tap::with_queues("hulltest0", "192.0.2.1/24", 2);
+    let listener = TcpListener::bind("192.0.2.1:7777").unwrap();
+    let script = "echo queues: $(ls /sys/class/net/eth0/queues)
+        ip address add 192.0.2.2/24 dev eth0; ip address add 198.51.100.2/24 dev eth0
+        ip link set eth0 up
+        for processor in 1 2 1 2 1 2; do
+            head -c 1000000 /dev/zero | taskset $processor nc 192.0.2.1 7777 | wc -c &
+        done
+        wait; echo first
+        until taskset 2 ping -c 1 -W 1 198.51.100.1; do :; done; echo second
+        cd /sys/bus/virtio/drivers/virtio_net; echo virtio* >unbind; echo unbound; sleep 1000";
+    let machine = Machine::with_script(script).size(2, 256);
+    let vm = (machine.nic(tap, "02:00:00:00:00:07".parse().unwrap())).boot();
+    let clients = std::iter::repeat_with(move || listener.accept());
+    thread::spawn(|| {
+        for (mut stream, _) in clients.take(6).flatten() {
+            thread::spawn(move || {
+                let mut received = vec![0; 1_000_000];
+                let came = stream.read_exact(&mut received);
+                came.and_then(|()| stream.write_all(&received))
+            });
+        }
+    });
+    vm.wait_for("first");
+
+    let console = vm.console();
+    assert!(console.contains("queues: rx-0 rx-1 tx-0 tx-1"), "{console}");
+    assert_eq!(console.matches("1000000\r\n").count(), 6, "{console}");
+    let hull = Process::of(&vm.pid().to_string());
+    let waits = hull.of_each_thread("voluntary_ctxt_switches");
+    let its: u32 = waits["card 2"].parse().unwrap();
+    assert!(its > 50, "the second pair has moved nothing: {waits:?}");
+    assert_eq!(queues_of("hulltest0"), 2);
+
+    vm.plug(0, Tap::with_queues("hulltest1", "198.51.100.1/24", 2));
+    vm.wait_for("second");
+    wait::until("the first tap is gone", || {
+        (!Path::new("/sys/class/net/hulltest0").exists()).then_some(())
+    });
+    assert_eq!(queues_of("hulltest1"), 2);
+    // Nobody reads the second one any more.
+    vm.wait_for("unbound");
+    assert_eq!(queues_of("hulltest1"), 1);
+
+    vm.request(&Request::Stop);
+    assert_eq!(vm.finish().0, ExitReason::Stopped);
+}
+
+/// How many queues of a tap somebody is attached to.
+fn queues_of(tap: &str) -> usize {
+    let queues = fs::read_dir(format!("/sys/class/net/{tap}/queues")).expect("the tap is there");
+    let names = queues.flatten().map(|queue| queue.file_name());
+    names
+        .filter(|name| name.to_string_lossy().starts_with("tx-"))
+        .count()
+}
+
+#[test]
+fn a_tap_with_fewer_queues_than_the_card_has_pairs_ends_the_machine_and_says_why() {
+    let _host = Host::take();
+    let tap = Tap::with_queues("hulltest0", "192.0.2.1/24", 2);
+    let machine = Machine::with_script("echo ready; sleep 1000").size(2, 256);
+    let vm = (machine.nic(tap, "02:00:00:00:00:07".parse().unwrap())).boot();
+    vm.wait_for("ready");
+
+    vm.plug(0, Tap::up("hulltest1", "198.51.100.1/24"));
+
+    let ExitReason::Failed(why) = vm.finish().0 else {
+        panic!("the machine goes on");
+    };
+    assert!(why.contains("2 pairs of queues"), "{why}");
 }
 
 /// Neither the frames nor what driver and device tell each other of them.

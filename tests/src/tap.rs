@@ -17,10 +17,10 @@ nix::ioctl_write_ptr_bad!(
     libc::ifreq
 );
 
-/// A tap that lives as long as its descriptor.
+/// A tap that lives as long as its descriptors, one for each queue.
 #[derive(Debug)]
 pub struct Tap {
-    file: File,
+    queues: Vec<File>,
     name: String,
 }
 
@@ -31,6 +31,30 @@ impl Tap {
     /// When the kernel refuses it.
     #[must_use]
     pub fn up(name: &str, address: &str) -> Self {
+        Self::with_queues(name, address, 1)
+    }
+
+    /// The same with several queues.
+    ///
+    /// # Panics
+    /// When the kernel refuses it.
+    #[must_use]
+    pub fn with_queues(name: &str, address: &str, queues: u8) -> Self {
+        let queues = (0..queues).map(|_| Self::queue(name, queues > 1)).collect();
+        for words in [
+            ["address", "add", address, "dev", name].as_slice(),
+            ["link", "set", name, "up"].as_slice(),
+        ] {
+            let done = crate::command("ip", words, b"");
+            assert_eq!(done.status, 0, "{done:#?}");
+        }
+        Self {
+            queues,
+            name: name.to_owned(),
+        }
+    }
+
+    fn queue(name: &str, several: bool) -> File {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -45,21 +69,23 @@ impl Tap {
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *to = c_char::from_ne_bytes([from]);
         }
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        if several {
+            flags |= libc::IFF_MULTI_QUEUE;
+        }
         request.ifr_ifru.ifru_flags = i16::try_from(flags).expect("the flags fit");
         // SAFETY: the descriptor is open, and the request outlives the call, which only reads it.
         unsafe { tun_set_iff(file.as_raw_fd(), &raw const request) }.expect("TUNSETIFF");
-        for words in [
-            ["address", "add", address, "dev", name].as_slice(),
-            ["link", "set", name, "up"].as_slice(),
-        ] {
-            let done = crate::command("ip", words, b"");
-            assert_eq!(done.status, 0, "{done:#?}");
-        }
-        Self {
-            file,
-            name: name.to_owned(),
-        }
+        file
+    }
+
+    /// How many queues it has.
+    ///
+    /// # Panics
+    /// When there are more than it was made with.
+    #[must_use]
+    pub fn queues(&self) -> u8 {
+        u8::try_from(self.queues.len()).expect("they were counted by a byte")
     }
 
     /// The interface's name on the host.
@@ -69,8 +95,8 @@ impl Tap {
     }
 }
 
-impl From<Tap> for OwnedFd {
+impl From<Tap> for Vec<OwnedFd> {
     fn from(tap: Tap) -> Self {
-        tap.file.into()
+        tap.queues.into_iter().map(OwnedFd::from).collect()
     }
 }

@@ -45,7 +45,7 @@ impl Trace {
         self.folder.path().join("hull-vmm")
     }
 
-    /// The calls that all threads of a name's beginning, `vcpu` or `disk`, or without one all event
+    /// The calls that all threads of a name's beginning, `vcpu`, `disk` or `card`, or without one all event
     /// loops, made under their filters so far.
     ///
     /// # Panics
@@ -55,7 +55,9 @@ impl Trace {
         let named = |before: &str, name: &str| before.contains(&format!("PR_SET_NAME, \"{name}"));
         let is_one = |before: &str| match name {
             Some(name) => named(before, name),
-            None => !named(before, "vcpu") && !named(before, "disk"),
+            None => ["vcpu", "disk", "card"]
+                .iter()
+                .all(|name| !named(before, name)),
         };
         let mut calls = BTreeSet::new();
         let runs = fs::read_dir(self.folder.path()).expect("list the runs");

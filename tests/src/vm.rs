@@ -118,11 +118,12 @@ impl Machine {
         self
     }
 
-    /// Adds a network interface.
+    /// Adds a network interface, with a pair of queues for each queue of the tap.
     #[must_use]
     pub fn nic(mut self, tap: Tap, mac: MacAddress) -> Self {
         self.nics.push(Nic {
-            tap: Some(tap.into()),
+            pairs: tap.queues(),
+            taps: tap.into(),
             vhost: None,
             mac,
             mtu: Some(1500),
@@ -299,8 +300,9 @@ impl Vm {
     /// # Panics
     /// When the VMM is gone.
     pub fn plug(&self, nic: usize, tap: Tap) {
-        let tap = OwnedFd::from(tap);
-        let sent = self.channel().send(&Request::Plug { nic }, &[tap.as_fd()]);
+        let tap = Vec::<OwnedFd>::from(tap);
+        let tap: Vec<_> = tap.iter().map(AsFd::as_fd).collect();
+        let sent = self.channel().send(&Request::Plug { nic }, &tap);
         sent.expect("hull-vmm listens");
     }
 

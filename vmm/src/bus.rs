@@ -33,6 +33,11 @@ pub trait Slot: BusDevice {
     /// Whether a daemon or the host's kernel, and not the event loop, serves the notifications.
     fn served_elsewhere(&self) -> bool;
 
+    /// Whether a thread of the device's own serves the notifications of queue `queue`.
+    fn has_thread(&self, _queue: usize) -> bool {
+        false
+    }
+
     /// What raises the device's interrupt, to be bound to its GSI.
     fn line(&self) -> &EventFd;
 

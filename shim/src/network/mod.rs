@@ -269,7 +269,7 @@ impl Network {
         let looked = cables::look(self.namespace(), is_hosts, cards, &mut plugged.cards).await;
         let change = looked.map_err(|e| TaskError::failed(&e))?;
         for (card, tap) in &change.taps {
-            let sent = cards.control.plug(*card, tap);
+            let sent = cards.control.plug(*card, std::slice::from_ref(tap));
             sent.map_err(|e| TaskError::failed(&e))?;
         }
         if change.configuration != plugged.told {
@@ -370,7 +370,8 @@ pub fn cards<F>(vhost: Vec<F>) -> Vec<Nic<F>> {
     let mut vhost = vhost.into_iter();
     (0..CARDS)
         .map(|number| Nic {
-            tap: None,
+            pairs: 1,
+            taps: Vec::new(),
             vhost: vhost.next(),
             mac: card(number),
             mtu: None,

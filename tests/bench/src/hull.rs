@@ -24,7 +24,8 @@ pub(crate) fn boot(machine: Machine<'_>) -> anyhow::Result<Hull> {
         })
     };
     let nic = |tap: hull_tests::Tap| Nic {
-        tap: Some(tap.into()),
+        pairs: tap.queues(),
+        taps: tap.into(),
         vhost: None,
         mac: MacAddress([2, 0, 0, 0, 0, 1]),
         mtu: None,

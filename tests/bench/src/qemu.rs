@@ -77,10 +77,15 @@ pub(crate) fn boot(machine: Machine<'_>) -> anyhow::Result<Qemu> {
                 "-device",
                 "virtio-net-device,netdev=net,mac=02:00:00:00:00:01",
             ])
-            .fd_mappings(vec![FdMapping {
-                parent_fd: tap.into(),
-                child_fd: TAP_FD,
-            }])?;
+            .fd_mappings(
+                (TAP_FD..)
+                    .zip(Vec::from(tap))
+                    .map(|(child_fd, parent_fd)| FdMapping {
+                        parent_fd,
+                        child_fd,
+                    })
+                    .collect(),
+            )?;
     }
     let child = command
         .stdin(Stdio::null())

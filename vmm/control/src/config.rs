@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 /// What the length of each of [`VmConfig::pmems`] is a multiple of: as much as Linux maps at once.
 pub const PMEM_ALIGNMENT: u64 = 2 << 20;
 
+/// Most of [`Nic::pairs`].
+pub const MAX_PAIRS: u8 = 4;
+
 /// Position of a descriptor among those that came with the packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FdIndex(usize);
@@ -97,9 +100,14 @@ pub struct Disk<F> {
 /// A network interface backed by a tap.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Nic<F> {
-    /// A descriptor of `/dev/net/tun`, attached with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`. Without
-    /// one the card has no cable until [`Request::Plug`](crate::Request::Plug).
-    pub tap: Option<F>,
+    /// Pairs of queues, 1 to [`MAX_PAIRS`]. Each but the first costs a thread and the guest's kernel a few dozen looks,
+    /// and lets another processor of the guest's move frames. A card with a limit, or one of vhost-net's,
+    /// has one.
+    pub pairs: u8,
+    /// As many descriptors of `/dev/net/tun` as pairs, each attached to the same tap with
+    /// `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, and with `IFF_MULTI_QUEUE` if there are several. Without
+    /// any the card has no cable until [`Request::Plug`](crate::Request::Plug).
+    pub taps: Vec<F>,
     /// A descriptor of `/dev/vhost-net` of the card's own: with it the host's kernel moves the frames,
     /// and not the VMM. A card with a limit has its frames moved by the VMM all the same.
     pub vhost: Option<F>,
@@ -206,7 +214,10 @@ impl<F> VmConfig<F> {
             nics: (self.nics.into_iter())
                 .map(|nic| {
                     Ok(Nic {
-                        tap: nic.tap.map(&mut *convert).transpose()?,
+                        pairs: nic.pairs,
+                        taps: (nic.taps.into_iter())
+                            .map(&mut *convert)
+                            .collect::<Result<_, E>>()?,
                         vhost: nic.vhost.map(&mut *convert).transpose()?,
                         mac: nic.mac,
                         mtu: nic.mtu,
@@ -311,7 +322,8 @@ mod tests {
                 },
             }],
             nics: vec![Nic {
-                tap: None,
+                pairs: 2,
+                taps: vec![file(), file()],
                 vhost: Some(file()),
                 mac: MacAddress([2, 0, 0, 0, 0, 1]),
                 mtu: None,
@@ -336,7 +348,7 @@ mod tests {
     #[test]
     fn a_configuration_survives_the_wire_with_its_descriptors_in_place() {
         let (wire, fds) = config(null).detach();
-        assert_eq!(fds.len(), 7);
+        assert_eq!(fds.len(), 9);
 
         let text = serde_json::to_string(&wire).unwrap();
         let back: VmConfig<FdIndex> = serde_json::from_str(&text).unwrap();
@@ -346,7 +358,7 @@ mod tests {
         assert!(attached.serial.is_some());
         assert_eq!(attached.disks[0].serial, "guest");
         let nic = &attached.nics[0];
-        assert_eq!((nic.tap.is_some(), nic.vhost.is_some()), (false, true));
+        assert_eq!((nic.taps.len(), nic.vhost.is_some()), (2, true));
     }
 
     #[test]
@@ -367,8 +379,8 @@ mod tests {
         assert_eq!(
             wire.attach(fds).unwrap_err(),
             DescriptorError::Unusable {
-                index: 6,
-                received: 6
+                index: 8,
+                received: 8
             }
         );
     }
@@ -381,7 +393,7 @@ mod tests {
             wire.attach(fds).unwrap_err(),
             DescriptorError::Unusable {
                 index: 0,
-                received: 7
+                received: 9
             }
         );
     }

@@ -25,8 +25,8 @@ mod message;
 
 pub use channel::{Channel, ReceiveError, SendError};
 pub use config::{
-    DescriptorError, Disk, FdIndex, MacAddress, MacAddressError, Nic, PMEM_ALIGNMENT, RateLimit,
-    Share, TokenBucket, VmConfig,
+    DescriptorError, Disk, FdIndex, MAX_PAIRS, MacAddress, MacAddressError, Nic, PMEM_ALIGNMENT,
+    RateLimit, Share, TokenBucket, VmConfig,
 };
 pub use counters::{Counters, DeviceCounters};
 pub use message::{Event, ExitReason, Request};

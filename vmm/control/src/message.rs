@@ -18,8 +18,9 @@ pub enum Request {
         /// The guest's vsock port.
         port: u32,
     },
-    /// Connect a network interface to the attached tap, in place of the one it may have had. A tap
-    /// that is none ends the machine.
+    /// Connect a network interface to the attached tap, in place of the one it may have had: as many
+    /// descriptors as the interface has pairs of queues, as in [`Nic::taps`](crate::Nic::taps). A tap that
+    /// is none, or has more or fewer, ends the machine.
     Plug {
         /// Which of [`VmConfig::nics`].
         nic: usize,

@@ -1,4 +1,4 @@
-//! virtio-net: frames of any kind in both directions.
+//! virtio-net: frames of any kind in both directions, by one pair of queues or several, and commands.
 #![no_main]
 
 use std::io;
@@ -26,6 +26,10 @@ impl Tap for Wire {
     fn set_offloads(&mut self, _: Offloads) -> io::Result<()> {
         Ok(())
     }
+
+    fn set_attached(&mut self, _: bool) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl AsFd for Wire {
@@ -42,8 +46,17 @@ fn wire() -> (Wire, UnixDatagram) {
     (Wire(ours), theirs)
 }
 
-/// A `virtio_net_hdr` (virtio 1.3 §5.1.6), with values that make sense more often than not.
+/// A tap's queues, one for each pair of the card's, and their other ends.
+fn tap(pairs: u8) -> (Vec<Wire>, Vec<UnixDatagram>) {
+    (0..pairs).map(|_| wire()).unzip()
+}
+
+/// A command that asks for a number of pairs (virtio 1.3 §5.1.6.5.6), or a `virtio_net_hdr` (§5.1.6), with
+/// values that make sense more often than not.
 fn request(bytes: &mut Unstructured<'_>) -> Result<Vec<u8>> {
+    if bytes.ratio(1, 8)? {
+        return Ok(vec![4, 0, bytes.int_in_range(0..=4)?, 0]);
+    }
     let mut header = [0; 12];
     header[0] = bytes.int_in_range(0..=3)?;
     header[1] = *bytes.choose(&[0, 0, 0, 1, 4, 0x81, 3, 5])?;
@@ -56,30 +69,29 @@ fn request(bytes: &mut Unstructured<'_>) -> Result<Vec<u8>> {
 
 fuzz_target!(|bytes: &[u8]| {
     let mut bytes = Unstructured::new(bytes);
-    let (tap, mut host) = wire();
-    let mut net =
-        Net::new([2, 0, 0, 0, 0, 1], Some(1500), Limits::default()).expect("a proper address");
-    net.plug(tap).expect("the wire takes any offload");
-    let mut guest = Guest::new(net);
+    let pairs = bytes.int_in_range(1..=3).unwrap_or(1);
+    let net = Net::new([2, 0, 0, 0, 0, 1], Some(1500), pairs, Limits::default());
+    let mut guest = Guest::new(net.expect("a proper address"));
+    let (queues, mut host) = tap(pairs);
+    (guest.device().plug(queues)).expect("the wire takes any offload");
     while !bytes.is_empty() {
         let done = match bytes.int_in_range(0..=9) {
             Ok(0) => {
                 let length = bytes.int_in_range(0..=2048_usize).unwrap_or(0);
                 // What the kernel puts before a frame, and the frame.
-                let _ = host.send(&vec![0; length]);
+                let _ = host[length % host.len()].send(&vec![0; length]);
                 Ok(())
             }
             Ok(1) if bytes.ratio(1, 8).unwrap_or(false) => {
-                let (tap, wire) = wire();
-                host = wire;
-                guest
-                    .device()
-                    .plug(tap)
-                    .expect("the wire takes any offload");
+                let (queues, wires) = tap(pairs);
+                host = wires;
+                (guest.device().plug(queues)).expect("the wire takes any offload");
                 Ok(())
             }
             Ok(2) => {
-                let _ = host.recv(&mut [0; 2048]);
+                for wire in &host {
+                    let _ = wire.recv(&mut [0; 2048]);
+                }
                 Ok(())
             }
             _ => guest.act(&mut bytes, request),

@@ -39,9 +39,17 @@ pub trait Tap: AsFd + Send {
     /// # Errors
     /// As `ioctl(2)` with `TUNSETOFFLOAD`.
     fn set_offloads(&mut self, offloads: Offloads) -> io::Result<()>;
+
+    /// Says whether frames may come to this queue of the tap and go out by it. What waits in it when it is
+    /// detached is lost.
+    ///
+    /// # Errors
+    /// As `ioctl(2)` with `TUNSETQUEUE`: when that is so already, the tap was made without
+    /// `IFF_MULTI_QUEUE`, or is gone.
+    fn set_attached(&mut self, attached: bool) -> io::Result<()>;
 }
 
-/// A descriptor of `/dev/net/tun`.
+/// A descriptor of `/dev/net/tun`: a queue of a tap.
 #[derive(Debug)]
 pub struct TapFile {
     fd: OwnedFd,
@@ -113,6 +121,21 @@ impl Tap for TapFile {
                 libc::c_ulong::from(bits),
             )
         };
+        checked(result)
+    }
+
+    fn set_attached(&mut self, attached: bool) -> io::Result<()> {
+        let flag = if attached {
+            libc::IFF_ATTACH_QUEUE
+        } else {
+            libc::IFF_DETACH_QUEUE
+        };
+        // SAFETY: `ifreq` is plain data, for which zeroes are valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        request.ifr_ifru.ifru_flags = i16::try_from(flag).expect("both flags are a short");
+        // SAFETY: TUNSETQUEUE reads one `ifreq`, and `request` is one; the descriptor is open.
+        let result =
+            unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) };
         checked(result)
     }
 }

@@ -12,7 +12,7 @@ use super::{JailError, step};
 /// until the shim has taken it, and what the machine is made of.
 const DESCRIPTORS: u64 = 4096;
 
-/// Threads: 64 vCPUs, four for each of a dozen disks, the event loop, what KVM and vhost-net start in
+/// Threads: 64 vCPUs, four for each of a dozen disks, three for each of four cards, the event loop, what KVM and vhost-net start in
 /// our name, and room.
 const THREADS: u64 = 144;
 

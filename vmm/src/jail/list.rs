@@ -13,7 +13,7 @@
 //! `build.rs` compiles this module too: it turns the lists into filters.
 
 /// What a condition may name: numbers that the kernel fixed, the same on both architectures.
-const NAMED: [(&str, u32); 20] = [
+const NAMED: [(&str, u32); 21] = [
     ("0", 0),
     // linux/kvm.h
     ("KVM_RUN", 0xae80),
@@ -24,6 +24,7 @@ const NAMED: [(&str, u32); 20] = [
     ("TUNGETIFF", 0x8004_54d2),
     ("TUNSETOFFLOAD", 0x4004_54d0),
     ("TUNSETVNETHDRSZ", 0x4004_54d8),
+    ("TUNSETQUEUE", 0x4004_54d9),
     // linux/vhost.h
     ("VHOST_SET_FEATURES", 0x4008_af00),
     ("VHOST_SET_VRING_NUM", 0x4008_af10),

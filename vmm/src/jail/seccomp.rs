@@ -17,6 +17,7 @@ use super::{JailError, limits, step};
 
 static VCPU: &[sock_filter] = &include!(concat!(env!("OUT_DIR"), "/vcpu.rs"));
 static DISK: &[sock_filter] = &include!(concat!(env!("OUT_DIR"), "/disk.rs"));
+static CARD: &[sock_filter] = &include!(concat!(env!("OUT_DIR"), "/card.rs"));
 static EVENT_LOOP: &[sock_filter] = &include!(concat!(env!("OUT_DIR"), "/event_loop.rs"));
 
 /// A kind of thread, with a filter of its own.
@@ -28,6 +29,8 @@ pub enum Thread {
     EventLoop,
     /// Carries out what a disk is asked for.
     Disk,
+    /// Moves the frames of one pair of a network card's queues.
+    Card,
 }
 
 impl Thread {
@@ -36,6 +39,7 @@ impl Thread {
             Self::Vcpu => VCPU,
             Self::EventLoop => EVENT_LOOP,
             Self::Disk => DISK,
+            Self::Card => CARD,
         }
     }
 
@@ -44,6 +48,7 @@ impl Thread {
             Self::Vcpu => "a vCPU's thread",
             Self::EventLoop => "the event loop",
             Self::Disk => "a disk's thread",
+            Self::Card => "a network card's thread",
         }
     }
 }

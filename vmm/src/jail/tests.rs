@@ -16,10 +16,12 @@ use super::seccomp::{Filters, Thread};
 const VCPU: &str = include_str!("vcpu.filter");
 const EVENT_LOOP: &str = include_str!("event_loop.filter");
 const DISK: &str = include_str!("disk.filter");
-const LISTS: [(Thread, &str, usize); 3] = [
+const CARD: &str = include_str!("card.filter");
+const LISTS: [(Thread, &str, usize); 4] = [
     (Thread::Vcpu, VCPU, 20),
     (Thread::EventLoop, EVENT_LOOP, 35),
     (Thread::Disk, DISK, 35),
+    (Thread::Card, CARD, 20),
 ];
 
 /// The highest number of a call that is tried; Linux 6.18 has fewer.
@@ -113,7 +115,7 @@ fn whatever_is_not_listed_is_stopped_and_named() {
 
 #[test]
 fn arguments_are_looked_at() {
-    use Thread::{EventLoop, Vcpu};
+    use Thread::{Card, EventLoop, Vcpu};
 
     let ioctl = |request: u32| [-1, request.into(), 0, 0, 0, 0];
     let map = |protection: libc::c_int| [0, 0, protection.into(), 0, -1, 0];
@@ -123,6 +125,11 @@ fn arguments_are_looked_at() {
         // KVM_SET_USER_MEMORY_REGION, TIOCSTI
         (Vcpu, libc::SYS_ioctl, ioctl(0x4020_ae46), true),
         (Vcpu, libc::SYS_ioctl, ioctl(0x5412), true),
+        // TUNSETQUEUE, TUNSETIFF
+        (Vcpu, libc::SYS_ioctl, ioctl(0x4004_54d9), false),
+        (EventLoop, libc::SYS_ioctl, ioctl(0x4004_54d9), false),
+        (Card, libc::SYS_ioctl, ioctl(0x4004_54d9), true),
+        (EventLoop, libc::SYS_ioctl, ioctl(0x4004_54ca), true),
         (EventLoop, libc::SYS_ioctl, ioctl(0x5421), false),
         (EventLoop, libc::SYS_ioctl, ioctl(0xae80), true),
         (EventLoop, libc::SYS_ioctl, ioctl(0x5412), true),

@@ -32,7 +32,7 @@ use crate::virtio::device::Device;
 use crate::virtio::fs::{Fs, FsError};
 use crate::virtio::mem::{self, Mem};
 use crate::virtio::mmio::{INTERRUPT_ACK, Mmio, QUEUE_NOTIFY, USED_BUFFER};
-use crate::virtio::net::NetError;
+use crate::virtio::net::{NetError, PlugError};
 use crate::virtio::pmem::Pmem;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Dialler, Vsock, VsockError};
@@ -84,6 +84,9 @@ pub enum BuildError {
     /// A network interface itself.
     #[error("make a network card")]
     Nic(#[from] NetError),
+    /// A network interface and its tap.
+    #[error("connect a network card to its tap")]
+    Plug(#[from] PlugError),
     /// A share's daemon.
     #[error("take the daemon of share {tag:?}")]
     Share {
@@ -174,7 +177,7 @@ pub(super) fn build(
     }
     slots.extend(disks.iter().map(|disk| disk.clone() as SharedSlot));
     let nics = (config.nics.into_iter())
-        .map(|nic| SharedNic::new(nic, ram))
+        .map(|nic| SharedNic::new(nic, ram, filters))
         .collect::<Result<Vec<_>, _>>()?;
     slots.extend(nics.iter().map(SharedNic::slot));
     let dialler = Box::new(ControlDialler {

@@ -1,7 +1,7 @@
 //! What makes a machine, checked once before anything is built. Descriptors are checked by who takes
 //! them over.
 
-use vmm_control::VmConfig;
+use vmm_control::{MAX_PAIRS, Nic, RateLimit, VmConfig};
 
 use crate::arch::{self, MAX_VCPUS};
 
@@ -29,6 +29,12 @@ pub enum ConfigError {
     /// A serial number that would be cut, and then perhaps not be the only one of its kind.
     #[error("the serial number {0:?} of a disk has more than {MAX_SERIAL} bytes")]
     Serial(String),
+    /// Too few or too many pairs of queues.
+    #[error("a network card has 1 to {MAX_PAIRS} pairs of queues, not {0}")]
+    Pairs(u8),
+    /// Several threads would have to share a limit, or the kernel would need several descriptors.
+    #[error("a network card with a limit or with vhost-net has one pair of queues, not {0}")]
+    OnePair(u8),
     /// More devices than interrupts.
     #[error("{devices} devices are more than the {most} there are interrupts for")]
     Devices {
@@ -64,6 +70,7 @@ pub(super) fn check<F>(config: &VmConfig<F>) -> Result<(), ConfigError> {
     {
         return Err(ConfigError::Serial(disk.serial.clone()));
     }
+    config.nics.iter().try_for_each(check_nic)?;
     let configured = config.disks.len() + config.nics.len() + config.shares.len();
     let configured = configured + config.pmems.len() + usize::from(config.spare_disks);
     let configured = configured + usize::from(config.balloon) + usize::from(config.hotplug_mib > 0);
@@ -74,9 +81,19 @@ pub(super) fn check<F>(config: &VmConfig<F>) -> Result<(), ConfigError> {
     }
 }
 
+fn check_nic<F>(nic: &Nic<F>) -> Result<(), ConfigError> {
+    let limited = [nic.receive_limit, nic.transmit_limit] != [RateLimit::default(); 2];
+    match nic.pairs {
+        1 => Ok(()),
+        pairs if pairs == 0 || pairs > MAX_PAIRS => Err(ConfigError::Pairs(pairs)),
+        pairs if limited || nic.vhost.is_some() => Err(ConfigError::OnePair(pairs)),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use vmm_control::{Disk, RateLimit};
+    use vmm_control::{Disk, MacAddress, TokenBucket};
 
     use super::*;
 
@@ -152,6 +169,40 @@ mod tests {
         assert_eq!(check(&config), Ok(()));
         config.disks.push(disk("123456789012345678901"));
         assert!(matches!(check(&config), Err(ConfigError::Serial(_))));
+    }
+
+    #[test]
+    fn pairs_of_queues_have_their_bounds_and_limits_and_vhost_net_allow_one() {
+        let bucket = TokenBucket {
+            per_second: std::num::NonZeroU64::MIN,
+            burst: 1,
+        };
+        let limit = RateLimit {
+            bytes: None,
+            operations: Some(bucket),
+        };
+        let none = RateLimit::default();
+        for (pairs, vhost, receive_limit, transmit_limit, expected) in [
+            (0, None, none, none, Err(ConfigError::Pairs(0))),
+            (5, None, none, none, Err(ConfigError::Pairs(5))),
+            (4, None, none, none, Ok(())),
+            (1, Some(()), limit, none, Ok(())),
+            (2, Some(()), none, none, Err(ConfigError::OnePair(2))),
+            (2, None, limit, none, Err(ConfigError::OnePair(2))),
+            (2, None, none, limit, Err(ConfigError::OnePair(2))),
+        ] {
+            let mut config = config();
+            config.nics.push(Nic {
+                pairs,
+                taps: vec![],
+                vhost,
+                mac: MacAddress([2, 0, 0, 0, 0, 1]),
+                mtu: None,
+                receive_limit,
+                transmit_limit,
+            });
+            assert_eq!(check(&config), expected);
+        }
     }
 
     #[test]

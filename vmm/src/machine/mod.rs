@@ -6,8 +6,10 @@
 //! ```
 //!
 //! Threads: the main thread runs the event loop, which serves the control socket and all devices; a
-//! thread each runs a vCPU, and one each waits for the file behind a queue of a disk. A vCPU takes a
-//! slot's lock for one register, the loop for one queue; a disk's thread takes none.
+//! thread each runs a vCPU, one each waits for the file behind a queue of a disk, and one each moves the
+//! frames of a further pair of a network card's queues. A vCPU takes a slot's lock for one register, the
+//! loop for one queue; a disk's thread takes none, and a card's its pair's alone, which others take for
+//! a moment while they hold the slot's.
 //! The end of the machine is the end of the process: the kernel frees what KVM and memory hold.
 
 mod address_space;

@@ -9,6 +9,7 @@ use super::build::{BuildError, limiter, slot};
 use crate::backend::tap::TapFile;
 use crate::backend::vhost_net::VhostFile;
 use crate::bus::SharedSlot;
+use crate::jail::Filters;
 use crate::memory::Ram;
 use crate::virtio::mmio::Mmio;
 use crate::virtio::net::{Limits, Net, VhostNet};
@@ -23,12 +24,12 @@ pub(super) enum SharedNic {
 }
 
 impl SharedNic {
-    /// Makes the card, with its tap if it has one. The kernel knows no limits, so frames that have some are
-    /// the event loop's.
+    /// Makes the card, with its tap if it has one, and its threads, confined by `filters`. The kernel knows
+    /// no limits, so frames that have some are the event loop's.
     ///
     /// # Errors
     /// When one of its descriptors is not what it should be, or the host lacks what it takes.
-    pub(super) fn new(nic: Nic<OwnedFd>, ram: &Ram) -> Result<Self, BuildError> {
+    pub(super) fn new(nic: Nic<OwnedFd>, ram: &Ram, filters: Filters) -> Result<Self, BuildError> {
         let unlimited = [nic.receive_limit, nic.transmit_limit] == [RateLimit::default(); 2];
         let this = if let Some(file) = nic.vhost.filter(|_| unlimited) {
             let vhost = VhostFile::new(file, ram.clone())?;
@@ -38,35 +39,45 @@ impl SharedNic {
                 receive: limiter(nic.receive_limit)?,
                 transmit: limiter(nic.transmit_limit)?,
             };
-            Self::Own(slot(Net::new(nic.mac.0, nic.mtu, limits)?, ram)?)
+            let card = slot(Net::new(nic.mac.0, nic.mtu, nic.pairs, limits)?, ram)?;
+            let mut slot = card.lock().unwrap_or_else(PoisonError::into_inner);
+            let started = slot.device().start_threads(filters);
+            started.map_err(|source| BuildError::Host {
+                what: "start a network card's threads",
+                source,
+            })?;
+            drop(slot);
+            Self::Own(card)
         };
-        nic.tap.map(|tap| this.plug(tap)).transpose()?;
+        if !nic.taps.is_empty() {
+            this.plug(nic.taps)?;
+        }
         Ok(this)
     }
 
-    /// Connects the card to a descriptor that has to be a tap, in place of the one it may have had.
+    /// Connects the card to descriptors that have to be those of a tap, one for each pair of queues, in
+    /// place of the one it may have had.
     ///
     /// # Errors
-    /// When it is none, or is not taken.
-    pub(super) fn plug(&self, tap: OwnedFd) -> Result<(), BuildError> {
-        let tap = TapFile::new(tap)?;
-        let plugged = match self {
+    /// When they are none, too many or too few, or not taken.
+    pub(super) fn plug(&self, taps: Vec<OwnedFd>) -> Result<(), BuildError> {
+        let taps: Vec<_> = taps
+            .into_iter()
+            .map(TapFile::new)
+            .collect::<Result<_, _>>()?;
+        match self {
             Self::Own(card) => {
                 let mut slot = card.lock().unwrap_or_else(PoisonError::into_inner);
-                slot.device().plug(tap)
+                Ok(slot.device().plug(taps)?)
             }
             Self::Kernel(card) => {
                 let mut slot = card.lock().unwrap_or_else(PoisonError::into_inner);
-                let plugged = slot.device().plug(tap);
+                slot.device().plug(taps)?;
                 // The kernel has forgotten what it was told while there was no tap.
                 slot.notify_again();
-                plugged
+                Ok(())
             }
-        };
-        plugged.map_err(|source| BuildError::Host {
-            what: "connect a network card to its tap",
-            source,
-        })
+        }
     }
 
     /// The card on the bus.
@@ -95,14 +106,15 @@ mod tests {
     fn card(transmit_limit: RateLimit) -> Result<SharedNic, BuildError> {
         let ram = memory::allocate(&[(GuestAddress(0), 1 << 20)]).unwrap();
         let nic = Nic {
-            tap: None,
+            pairs: 1,
+            taps: vec![],
             vhost: Some(null()),
             mac: MacAddress([2, 0, 0, 0, 0, 1]),
             mtu: None,
             receive_limit: RateLimit::default(),
             transmit_limit,
         };
-        SharedNic::new(nic, &ram)
+        SharedNic::new(nic, &ram, Filters::unjailed())
     }
 
     #[test]

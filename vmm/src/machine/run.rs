@@ -151,7 +151,8 @@ fn watch_devices(events: &mut EventLoop<Token>, bus: &Bus) -> io::Result<()> {
     for index in 0..bus.len() {
         bus.with(index, |slot| {
             if !slot.served_elsewhere() {
-                for (queue, kick) in slot.notifications().iter().enumerate() {
+                let kicks = slot.notifications().iter().enumerate();
+                for (queue, kick) in kicks.filter(|&(queue, _)| !slot.has_thread(queue)) {
                     events.add(kick.as_raw_fd(), Token::Kick { slot: index, queue })?;
                 }
             }
@@ -245,11 +246,10 @@ pub(super) fn serve_control(
 
 fn plug(nic: Option<&SharedNic>, fds: Vec<OwnedFd>) -> Result<(), String> {
     let nic = nic.ok_or("there is none of that number")?;
-    let tap = fds
-        .into_iter()
-        .next()
-        .ok_or("no tap came with the request")?;
-    nic.plug(tap).map_err(|e| report::chain(&e))
+    if fds.is_empty() {
+        return Err("no tap came with the request".to_owned());
+    }
+    nic.plug(fds).map_err(|e| report::chain(&e))
 }
 
 fn plug_disk(

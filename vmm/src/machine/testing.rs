@@ -42,7 +42,7 @@ impl Headless {
             counters: Arc::clone(&counters),
         };
         let vsock = Vsock::new(3, Box::new(dialler)).unwrap();
-        let net = Net::new([2, 0, 0, 0, 0, 1], None, Limits::default()).unwrap();
+        let net = Net::new([2, 0, 0, 0, 0, 1], None, 1, Limits::default()).unwrap();
         let balloon = Mmio::new(Balloon::new(), ram.clone()).unwrap();
         let disk = Blk::spare(Filters::unjailed()).unwrap();
         let disk = Arc::new(Mutex::new(Mmio::new(disk, ram.clone()).unwrap()));

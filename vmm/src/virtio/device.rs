@@ -1,7 +1,11 @@
 //! What a virtio device is to its transport.
 
+use std::io;
 use std::os::fd::BorrowedFd;
 
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{QueueError, Queues};
 
 /// Device types (virtio 1.3 §5).
@@ -118,4 +122,23 @@ pub trait Device: Send {
     fn traffic(&self) -> Traffic {
         Traffic::default()
     }
+
+    /// The device has its place: these are its queues' notifications and its interrupt, for life. It is
+    /// for devices that serve queues by threads of their own.
+    ///
+    /// # Errors
+    /// When the host has no descriptor to spare.
+    fn wire(&mut self, _kicks: &[EventFd], _interrupt: &Interrupt) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Whether a thread of the device serves queue `index`: the event loop leaves its notifications to
+    /// that. The rings are the thread's from [`Device::activate`] to [`Device::halt`].
+    fn has_thread(&self, _queue: usize) -> bool {
+        false
+    }
+
+    /// The device is not live any more: it failed, its driver gave up, or it is reset, which follows. Once
+    /// this returns none of its threads touches the driver's memory.
+    fn halt(&mut self) {}
 }

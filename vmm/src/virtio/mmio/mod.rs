@@ -86,7 +86,7 @@ impl<D: Device> Mmio<D> {
     ///
     /// # Errors
     /// When no eventfd or epoll instance can be made.
-    pub fn new(device: D, ram: Ram) -> io::Result<Self> {
+    pub fn new(mut device: D, ram: Ram) -> io::Result<Self> {
         let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         let interrupt = Interrupt::new(event()?);
         let sizes = device.queue_sizes();
@@ -94,7 +94,8 @@ impl<D: Device> Mmio<D> {
             .iter()
             .map(|&size| Queue::new(size).expect("devices name powers of two"))
             .collect();
-        let kicks = sizes.iter().map(|_| event()).collect::<Result<_, _>>()?;
+        let kicks: Vec<_> = sizes.iter().map(|_| event()).collect::<Result<_, _>>()?;
+        device.wire(&kicks, &interrupt)?;
         Ok(Self {
             device,
             ram,
@@ -218,6 +219,7 @@ impl<D: Device> Mmio<D> {
         }
         // A driver may give up (`FAILED`) at any time; nobody serves the device then.
         if !self.status.is_live() {
+            self.device.halt();
             self.gate.close(self.device.backend());
         }
     }
@@ -283,6 +285,7 @@ impl<D: Device> Mmio<D> {
         ));
         self.status.needs_reset();
         self.failures += 1;
+        self.device.halt();
         self.gate.close(self.device.backend());
         self.tell_of_config();
     }
@@ -321,6 +324,10 @@ impl<D: Device> Slot for Mmio<D> {
 
     fn served_elsewhere(&self) -> bool {
         self.device.external_queues()
+    }
+
+    fn has_thread(&self, queue: usize) -> bool {
+        self.device.has_thread(queue)
     }
 
     fn line(&self) -> &EventFd {

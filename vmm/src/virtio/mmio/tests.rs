@@ -20,6 +20,7 @@ struct Probe {
     activations: usize,
     served: usize,
     resets: usize,
+    halts: usize,
     broken: bool,
     backend: Option<UnixStream>,
 }
@@ -32,6 +33,7 @@ impl Default for Probe {
             activations: 0,
             served: 0,
             resets: 0,
+            halts: 0,
             broken: false,
             backend: None,
         }
@@ -60,6 +62,9 @@ impl Device for Probe {
     }
     fn reset(&mut self) {
         self.resets += 1;
+    }
+    fn halt(&mut self) {
+        self.halts += 1;
     }
     fn backend(&self) -> Option<BorrowedFd<'_>> {
         self.backend.as_ref().map(AsFd::as_fd)
@@ -256,6 +261,29 @@ fn a_broken_queue_stops_the_device_until_a_reset() {
     set(&mut mmio, STATUS, 0);
     assert_eq!((get(&mut mmio, STATUS), mmio.device.resets), (0, 1));
     assert!(mmio.rings.iter().all(|ring| !ring.ready()));
+}
+
+/// Its threads are to leave the driver's memory alone, whatever ended it.
+#[test]
+fn a_device_is_halted_as_soon_as_it_is_not_live() {
+    type End = fn(&mut Mmio<Probe>);
+    let ends: [End; 4] = [
+        |mmio| {
+            mmio.device.broken = true;
+            mmio.kicked(0);
+        },
+        |mmio| mmio.withdraw("it is gone"),
+        |mmio| set(mmio, STATUS, 15 | crate::virtio::status::FAILED),
+        |mmio| set(mmio, STATUS, 0),
+    ];
+    for end in ends {
+        let mut mmio = at(15);
+        mmio.device.halts = 0;
+        mmio.kicked(0);
+        assert_eq!(mmio.device.halts, 0);
+        end(&mut mmio);
+        assert!(mmio.device.halts > 0);
+    }
 }
 
 #[test]

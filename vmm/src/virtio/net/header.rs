@@ -29,6 +29,11 @@ pub(super) const F_HOST_ECN: u64 = 1 << 13;
 /// Driver can merge receive buffers.
 pub(super) const F_MRG_RXBUF: u64 = 1 << 15;
 
+/// Device has a control queue.
+pub(super) const F_CTRL_VQ: u64 = 1 << 17;
+/// Device has several pairs of queues, with a choice of them for each flow.
+pub(super) const F_MQ: u64 = 1 << 22;
+
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`.
 const NEEDS_CSUM: u8 = 1 << 0;
 /// `VIRTIO_NET_HDR_GSO_*`.

@@ -1,6 +1,7 @@
 //! The card between a fake driver and a pair of datagram sockets for a tap.
 
 mod limits;
+mod pairs;
 mod receive;
 mod transmit;
 
@@ -26,6 +27,7 @@ const PLAIN: [u8; VNET_HEADER_LEN] = [0; VNET_HEADER_LEN];
 #[derive(Debug, Default)]
 pub(super) struct Host {
     pub(super) offloads: Vec<Offloads>,
+    detached: bool,
     deleted: bool,
 }
 
@@ -49,6 +51,16 @@ impl Tap for FakeTap {
 
     fn set_offloads(&mut self, offloads: Offloads) -> io::Result<()> {
         self.host.lock().unwrap().offloads.push(offloads);
+        Ok(())
+    }
+
+    fn set_attached(&mut self, attached: bool) -> io::Result<()> {
+        let mut host = self.host.lock().unwrap();
+        // As the kernel has it.
+        if host.detached != attached || host.deleted {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        host.detached = !attached;
         Ok(())
     }
 }
@@ -78,8 +90,8 @@ impl Guest {
 
     fn with(features: u64, sizes: &[u16], limits: Limits) -> Self {
         let (tap, wire, host) = fake_tap();
-        let mut net = Net::new(MAC, Some(1500), limits).unwrap();
-        net.plug(tap).unwrap();
+        let mut net = Net::new(MAC, Some(1500), 1, limits).unwrap();
+        net.plug(vec![tap]).unwrap();
         let mut driver = Driver::new(sizes);
         net.activate(features, &mut driver.queues()).unwrap();
         Self {
@@ -232,7 +244,7 @@ fn a_reset_forgets_a_frame_that_waited() {
 
 #[test]
 fn addresses_and_mtus_no_card_can_have_are_refused() {
-    let card = |mac, mtu| Net::<FakeTap>::new(mac, mtu, Limits::default());
+    let card = |mac, mtu| Net::<FakeTap>::new(mac, mtu, 1, Limits::default());
     assert!(matches!(card(MAC, Some(67)), Err(NetError::Mtu(67))));
     assert!(matches!(card([0; 6], None), Err(NetError::Mac(_))));
     assert!(matches!(
@@ -244,7 +256,7 @@ fn addresses_and_mtus_no_card_can_have_are_refused() {
 
 #[test]
 fn a_driver_is_told_an_mtu_only_if_there_is_one() {
-    let card = |mtu| Net::<FakeTap>::new(MAC, mtu, Limits::default()).unwrap();
+    let card = |mtu| Net::<FakeTap>::new(MAC, mtu, 1, Limits::default()).unwrap();
     let offers = |mtu| card(mtu).features() & header::F_MTU != 0;
     assert!(offers(Some(1500)));
     assert!(!offers(None));
@@ -258,7 +270,7 @@ fn a_card_takes_another_tap_while_it_runs() {
     assert_eq!(&guest.frame().unwrap()[VNET_HEADER_LEN..], b"first");
 
     let (tap, wire, host) = fake_tap();
-    guest.net.plug(tap).unwrap();
+    guest.net.plug(vec![tap]).unwrap();
     (guest.wire, guest.host) = (wire, host);
     guest.arrive(b"second");
     assert_eq!(&guest.frame().unwrap()[VNET_HEADER_LEN..], b"second");
@@ -270,7 +282,7 @@ fn a_card_takes_another_tap_while_it_runs() {
 
 #[test]
 fn a_card_without_a_tap_takes_frames_and_loses_them() {
-    let mut net = Net::<FakeTap>::new(MAC, None, Limits::default()).unwrap();
+    let mut net = Net::<FakeTap>::new(MAC, None, 1, Limits::default()).unwrap();
     let mut driver = Driver::new(&QUEUE_SIZES);
     net.activate(0, &mut driver.queues()).unwrap();
     driver.add(TX, &[Buffer::Readable(&PLAIN), Buffer::Readable(b"lost")]);

@@ -11,15 +11,15 @@
 //! and its fields are little endian (virtio 1.3 §5.1.6); so they are to the tap, which was told the
 //! length (`backend::tap`), on the hosts there are.
 //!
+//! One pair of queues, however many processors the guest has.
+//!
 //! Threat: what the driver writes is the kernel's to read, headers included (docs/security.md).
-
-use std::io;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::config::Config;
-use super::{NetError, QUEUE_SIZES, header};
+use super::{NetError, PlugError, QUEUE_SIZES, header};
 use crate::backend::tap::Tap;
 use crate::backend::vhost_net::{Vhost, VhostError};
 use crate::report;
@@ -51,19 +51,23 @@ impl<T: Tap, V: Vhost> VhostNet<T, V> {
         Ok(Self {
             tap: None,
             vhost,
-            config: Config::new(mac, mtu)?,
+            config: Config::new(mac, mtu, 1)?,
             features: 0,
         })
     }
 
-    /// Connects the card to a tap, in place of the one it may have had. The driver may have waited for
+    /// Connects the card to a tap of one queue, in place of the one it may have had. The driver may have waited for
     /// it: its queues have to be looked at again.
     ///
     /// # Errors
-    /// When the tap does not take the offloads that the driver has accepted, or the kernel not the tap.
-    pub fn plug(&mut self, mut tap: T) -> io::Result<()> {
-        tap.set_offloads(header::offloads(self.features))?;
-        (self.vhost.connect(tap.as_fd())).map_err(io::Error::other)?;
+    /// See [`PlugError`].
+    pub fn plug(&mut self, taps: Vec<T>) -> Result<(), PlugError> {
+        let [mut tap] = <[T; 1]>::try_from(taps).map_err(|taps| PlugError::Queues {
+            pairs: 1,
+            queues: taps.len(),
+        })?;
+        (tap.set_offloads(header::offloads(self.features))).map_err(PlugError::Offloads)?;
+        (self.vhost.connect(tap.as_fd())).map_err(PlugError::Vhost)?;
         self.tap = Some(tap);
         Ok(())
     }
@@ -206,8 +210,8 @@ mod tests {
         let (second, second_number, _wire) = numbered_tap();
         let features = card.features();
         card.activate(features, &mut driver.queues()).unwrap();
-        card.plug(first).unwrap();
-        card.plug(second).unwrap();
+        card.plug(vec![first]).unwrap();
+        card.plug(vec![second]).unwrap();
         card.reset();
         card.activate(1 << 32, &mut driver.queues()).unwrap();
 
@@ -238,12 +242,12 @@ mod tests {
     fn each_tap_is_told_what_the_driver_accepted() {
         let mut card = card(LINUX);
         let (tap, _wire, host) = fake_tap();
-        card.plug(tap).unwrap();
+        card.plug(vec![tap]).unwrap();
         let features = 1 << 32 | header::F_GUEST_CSUM | header::F_GUEST_TSO4;
         let mut driver = Driver::new(&QUEUE_SIZES);
         card.activate(features, &mut driver.queues()).unwrap();
         let (another, _wire, anothers) = fake_tap();
-        card.plug(another).unwrap();
+        card.plug(vec![another]).unwrap();
 
         let tso4 = Offloads {
             checksum: true,
@@ -259,17 +263,13 @@ mod tests {
     fn a_tap_that_the_kernel_refuses_is_an_error_then_and_at_activation() {
         let mut card = card(LINUX);
         let (tap, ..) = fake_tap();
-        card.plug(tap).unwrap();
+        card.plug(vec![tap]).unwrap();
         card.vhost.refuses_taps = true;
         let mut driver = Driver::new(&QUEUE_SIZES);
         let activated = card.activate(1 << 32, &mut driver.queues());
         assert!(matches!(activated, Err(DeviceError::Backend(why)) if why.contains("vhost-net")));
         let (another, ..) = fake_tap();
-        assert!(
-            card.plug(another)
-                .unwrap_err()
-                .to_string()
-                .contains("vhost-net")
-        );
+        let refused = card.plug(vec![another]);
+        assert!(matches!(refused, Err(PlugError::Vhost(_))));
     }
 }

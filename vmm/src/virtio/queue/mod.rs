@@ -3,6 +3,8 @@
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
+use std::ops::Range;
+
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -80,6 +82,18 @@ impl<'a> Queues<'a> {
     #[must_use]
     pub fn rings(&self) -> &[Queue] {
         self.rings
+    }
+
+    /// The rings of `range` once more, as they stand: for whoever serves them from now on, alone.
+    ///
+    /// # Panics
+    /// When there are no such queues.
+    #[must_use]
+    pub fn rings_of(&self, range: Range<usize>) -> Vec<Queue> {
+        let rings = self.rings.get(range).expect("a device knows its queues");
+        let copy = |ring: &Queue| Queue::try_from(ring.state());
+        (rings.iter().map(copy).collect::<Result<_, _>>())
+            .expect("what a ring is, another one can be")
     }
 
     /// The driver's notifications, one for each queue.

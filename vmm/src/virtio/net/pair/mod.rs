@@ -85,19 +85,48 @@ impl<T: Tap> Pair<T> {
         self.tap.as_mut()
     }
 
-    /// Connects it to a tap, in place of the one it may have had.
+    /// Whether it has one.
+    pub(super) fn has_tap(&self) -> bool {
+        self.tap.is_some()
+    }
+
+    /// Connects it to a tap, in place of the one it may have had. A frame that was read from that is still
+    /// the driver's.
     pub(super) fn plug(&mut self, tap: T) {
-        if let Some(old) = self.tap.replace(tap)
-            && !self.watched.is_empty()
-        {
-            // It fails only for a descriptor that is not there.
-            let _ = epoll::delete(&self.epoll, &old);
-        }
-        self.watched = EventFlags::empty();
+        self.take_tap();
+        self.tap = Some(tap);
         if self.inbox.state == Receive::Over {
             self.inbox.state = Receive::Empty;
         }
         self.rewatch();
+    }
+
+    /// Takes the tap away, and what was read from it.
+    pub(super) fn unplug(&mut self) -> Option<T> {
+        self.inbox.state = Receive::Over;
+        self.take_tap()
+    }
+
+    fn take_tap(&mut self) -> Option<T> {
+        let old = self.tap.take()?;
+        if !self.watched.is_empty() {
+            // It fails only for a descriptor that is not there.
+            let _ = epoll::delete(&self.epoll, &old);
+        }
+        self.watched = EventFlags::empty();
+        Some(old)
+    }
+
+    /// Hears nothing more of the tap until it is plugged again.
+    pub(super) fn hush(&mut self) {
+        self.inbox.state = Receive::Over;
+        self.transmit = Transmit::Ready;
+        self.rewatch();
+    }
+
+    /// What the driver accepted.
+    pub(super) fn set_features(&mut self, features: u64) {
+        self.features = features;
     }
 
     /// The driver is ready, and accepted `features`.
@@ -106,7 +135,7 @@ impl<T: Tap> Pair<T> {
         features: u64,
         queues: &mut Queues<'_>,
     ) -> Result<(), QueueError> {
-        self.features = features;
+        self.set_features(features);
         self.receive(queues)?;
         self.transmit(queues)
     }
@@ -137,6 +166,16 @@ impl<T: Tap> Pair<T> {
     /// Whether a chain waits for the tap.
     pub(super) fn is_blocked(&self) -> bool {
         self.transmit == Transmit::Blocked
+    }
+
+    /// Hears `event` too, from now on.
+    pub(super) fn watch(&self, event: impl AsFd) -> rustix::io::Result<()> {
+        epoll::add(
+            &self.epoll,
+            event,
+            epoll::EventData::new_u64(0),
+            EventFlags::IN,
+        )
     }
 
     /// Readable while there is work for [`Pair::serve_backend`].

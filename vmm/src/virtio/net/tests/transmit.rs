@@ -71,7 +71,7 @@ fn frames_without_a_header_are_refused() {
 fn a_full_tap_is_waited_for_and_no_frame_is_lost_or_moved() {
     let mut guest = Guest::new(0);
     // A few small frames and it is full.
-    let tap = guest.net.pair.tap().unwrap();
+    let tap = guest.net.first.tap().unwrap();
     rustix::net::sockopt::set_socket_send_buffer_size(&*tap, 8192).unwrap();
     let frames: Vec<[u8; 2]> = (0..256_u16).map(u16::to_le_bytes).collect();
     for _ in 0..3 {
@@ -83,7 +83,7 @@ fn a_full_tap_is_waited_for_and_no_frame_is_lost_or_moved() {
         }
         let posted = (256 - guest.driver.free(TX)) / 2;
         assert!(posted > 100);
-        assert!(guest.net.pair.is_blocked());
+        assert!(guest.net.first.is_blocked());
         for frame in &frames[..posted] {
             assert_eq!(guest.sent().unwrap(), frame);
             guest.settle();
