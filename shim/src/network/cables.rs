@@ -21,8 +21,8 @@ pub(super) struct Cable {
 /// What a look at the namespace has found to be done.
 #[derive(Debug, Default)]
 pub(super) struct Change {
-    /// Taps, each with its card.
-    pub(super) taps: Vec<(usize, OwnedFd)>,
+    /// Taps, each with its card: a descriptor for each pair of that one's queues.
+    pub(super) taps: Vec<(usize, Vec<OwnedFd>)>,
     /// What the agent is to make of the cards.
     pub(super) configuration: agent::NetworkRequest,
 }
@@ -57,7 +57,7 @@ pub(super) async fn look(
         let idle = idle.map(|(&card, _)| card).or_else(|| cards.take());
         let card = idle.ok_or_else(|| NetworkError::NoCard(interface.name.clone()))?;
         plugged.insert(card, None);
-        let (tap, cable) = plug(namespace, &handle, interface).await?;
+        let (tap, cable) = plug(namespace, &handle, interface, cards.pairs(card)).await?;
         plugged.insert(card, Some(cable));
         taps.push((card, tap));
         added.push((interface, cable));
@@ -76,14 +76,15 @@ pub(super) async fn look(
     })
 }
 
-/// A tap to which all leads that arrives at the interface.
+/// A tap of so many queues to which all leads that arrives at the interface.
 async fn plug(
     namespace: &File,
     handle: &rtnetlink::Handle,
     interface: &inspect::Interface,
-) -> Result<(OwnedFd, Cable), NetworkError> {
+    queues: u8,
+) -> Result<(Vec<OwnedFd>, Cable), NetworkError> {
     let create = || {
-        tap::create(TAPS).map_err(|source| NetworkError::Tap {
+        tap::create(TAPS, queues).map_err(|source| NetworkError::Tap {
             interface: interface.name.clone(),
             source,
         })

@@ -44,7 +44,7 @@ use log::{debug, warn};
 use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use vmm_control::{MacAddress, Nic, RateLimit};
+use vmm_control::{MAX_PAIRS, MacAddress, Nic, RateLimit};
 
 use crate::error::{TaskError, chain};
 use crate::ports::Ports;
@@ -59,6 +59,9 @@ const TAP: &str = "hull";
 
 /// Cards of every machine: how many interfaces its containers can have together.
 pub const CARDS: usize = 4;
+
+/// The card that has several pairs of queues, if any has: the first that is taken.
+const WIDE: usize = 0;
 
 /// Number of the first network: the one that the agent is in.
 const MACHINES: u32 = 0;
@@ -121,6 +124,8 @@ pub struct Cards {
     control: Control,
     agent: AgentClient,
     ports: Arc<Ports>,
+    /// Pairs of queues of [`WIDE`].
+    pairs: u8,
     /// Which of them some network has; held for one look-up or change.
     taken: Arc<StdMutex<[bool; CARDS]>>,
     /// Number of the next network: the agent's name of it.
@@ -158,13 +163,14 @@ struct Plugged {
 }
 
 impl Cards {
-    /// The cards of the machine of this VMM and agent.
+    /// The cards of the machine of this VMM and agent, made by [`cards`] with so many `pairs`.
     #[must_use]
-    pub fn new(control: Control, agent: AgentClient, ports: Arc<Ports>) -> Self {
+    pub fn new(control: Control, agent: AgentClient, ports: Arc<Ports>, pairs: u8) -> Self {
         Self {
             control,
             agent,
             ports,
+            pairs,
             taken: Arc::default(),
             next: Arc::default(),
         }
@@ -186,6 +192,11 @@ impl Cards {
             plugged: Mutex::default(),
             follower: StdMutex::default(),
         })))
+    }
+
+    /// How many pairs of queues a card has.
+    fn pairs(&self, card: usize) -> u8 {
+        pairs_of(card, self.pairs)
     }
 
     /// Takes a card that no network has.
@@ -269,7 +280,7 @@ impl Network {
         let looked = cables::look(self.namespace(), is_hosts, cards, &mut plugged.cards).await;
         let change = looked.map_err(|e| TaskError::failed(&e))?;
         for (card, tap) in &change.taps {
-            let sent = cards.control.plug(*card, std::slice::from_ref(tap));
+            let sent = cards.control.plug(*card, tap);
             sent.map_err(|e| TaskError::failed(&e))?;
         }
         if change.configuration != plugged.told {
@@ -364,13 +375,30 @@ impl Network {
     }
 }
 
-/// The cards that a machine boots with. Those that there is a descriptor of [`VHOST_NET`] for have their
-/// frames moved by the host's kernel.
-pub fn cards<F>(vhost: Vec<F>) -> Vec<Nic<F>> {
+/// The pairs of queues of a machine's first card: one for each processor, and no more than hull-vmm has for
+/// a card. vhost-net's cards have one.
+#[must_use]
+pub fn pairs(vcpus: u8, vhost_net: bool) -> u8 {
+    if vhost_net {
+        1
+    } else {
+        vcpus.clamp(1, MAX_PAIRS)
+    }
+}
+
+/// Most containers have one interface, which is the first card. Each queue of the others would cost every
+/// start as much.
+fn pairs_of(card: usize, pairs: u8) -> u8 {
+    if card == WIDE { pairs } else { 1 }
+}
+
+/// The cards that a machine boots with, of which the first has several `pairs` of queues, if any has. Those
+/// that there is a descriptor of [`VHOST_NET`] for have their frames moved by the host's kernel.
+pub fn cards<F>(pairs: u8, vhost: Vec<F>) -> Vec<Nic<F>> {
     let mut vhost = vhost.into_iter();
     (0..CARDS)
         .map(|number| Nic {
-            pairs: 1,
+            pairs: pairs_of(number, pairs),
             taps: Vec::new(),
             vhost: vhost.next(),
             mac: card(number),

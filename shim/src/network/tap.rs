@@ -16,8 +16,16 @@ nix::ioctl_readwrite_bad!(
 );
 
 /// Makes a tap in this thread's namespace, as hull-vmm takes it, and tells its name: `name`, with a
-/// number for `%d`. It is gone with its last descriptor.
-pub(super) fn create(name: &str) -> io::Result<(OwnedFd, String)> {
+/// number for `%d`. Each descriptor is one of its `queues`; it is gone with the last.
+pub(super) fn create(name: &str, queues: u8) -> io::Result<(Vec<OwnedFd>, String)> {
+    let (first, name) = attach(name, queues > 1)?;
+    let further = (1..queues).map(|_| attach(&name, true).map(|(queue, _)| queue));
+    let queues = std::iter::once(Ok(first)).chain(further);
+    Ok((queues.collect::<io::Result<_>>()?, name))
+}
+
+/// A queue of the tap `name`, which is made if it is not there and otherwise has to be of `several`.
+fn attach(name: &str, several: bool) -> io::Result<(OwnedFd, String)> {
     let tun = OpenOptions::new()
         .read(true)
         .write(true)
@@ -31,7 +39,10 @@ pub(super) fn create(name: &str) -> io::Result<(OwnedFd, String)> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = c_char::from_ne_bytes([from]);
     }
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    if several {
+        flags |= libc::IFF_MULTI_QUEUE;
+    }
     request.ifr_ifru.ifru_flags = i16::try_from(flags).expect("these flags are a short");
     // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one `ifreq`, which `request` is.
     unsafe { tun_set_iff(tun.as_raw_fd(), &raw mut request) }?;

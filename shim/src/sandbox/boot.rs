@@ -183,6 +183,7 @@ impl Booting {
         let daemon_ended = daemon.ended();
         self.fs_daemon = Some(daemon);
 
+        let pairs = network::pairs(config.vcpus(), config.vhost_net);
         let machine = VmConfig {
             kvm: assets.kvm,
             kernel: assets.kernel,
@@ -194,7 +195,7 @@ impl Booting {
             // The kernel is told that its root is the first.
             pmems: vec![assets.image],
             disks: volumes,
-            nics: network::cards(assets.vhost),
+            nics: network::cards(pairs, assets.vhost),
             shares: vec![vmm_control::Share {
                 daemon: connection,
                 tag: SHARE_TAG.into(),
@@ -232,7 +233,7 @@ impl Booting {
         let agent = self.greet(rpc, config).await?;
         let (vmm, control) = self.vmm.as_ref().expect("started above");
         let ports = Arc::clone(&self.ports);
-        let cards = Cards::new(control.clone(), agent.clone(), ports);
+        let cards = Cards::new(control.clone(), agent.clone(), ports, pairs);
         let network = cards.network_of(vmm.pid)?;
         Ok((agent, cards, network))
     }

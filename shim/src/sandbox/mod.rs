@@ -75,7 +75,7 @@ impl Sandbox {
         };
         let vmm = idle();
         let ports: Arc<Ports> = Arc::default();
-        let cards = Cards::new(control.clone(), agent.clone(), Arc::clone(&ports));
+        let cards = Cards::new(control.clone(), agent.clone(), Arc::clone(&ports), 1);
         let network = cards.network_of(vmm.pid).expect("the process lives");
         let sizes = Sizes::new(512, Some(4096));
         let memory = Memory::of(sizes, control.clone(), agent.clone());
