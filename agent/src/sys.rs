@@ -166,6 +166,80 @@ pub fn bring_up_loopback() -> io::Result<()> {
     Ok(())
 }
 
+/// The pairs of queues that a network card has and its driver uses.
+#[derive(Clone, Copy, Debug)]
+pub struct Channels {
+    /// How many there are.
+    pub most: u32,
+    /// How many of them are used.
+    pub used: u32,
+}
+
+/// `struct ethtool_channels` (linux/ethtool.h).
+#[repr(C)]
+#[derive(Default)]
+struct EthtoolChannels {
+    command: u32,
+    /// Receive and transmit queues, which virtio's cards have in pairs alone, and others.
+    most_apart: [u32; 3],
+    most: u32,
+    apart: [u32; 3],
+    used: u32,
+}
+
+/// Asks how many pairs of queues the network interface has, in the namespace of `socket`.
+///
+/// # Errors
+/// `EOPNOTSUPP` if its driver has none, `ENODEV` if there is no such interface.
+pub fn channels(socket: BorrowedFd<'_>, interface: &str) -> io::Result<Channels> {
+    const ETHTOOL_GCHANNELS: u32 = 0x3c;
+    let mut channels = EthtoolChannels {
+        command: ETHTOOL_GCHANNELS,
+        ..EthtoolChannels::default()
+    };
+    ethtool(socket, interface, &mut channels)?;
+    Ok(Channels {
+        most: channels.most,
+        used: channels.used,
+    })
+}
+
+/// Has the driver of the network interface use so many pairs of queues.
+///
+/// # Errors
+/// `EINVAL` if the card has fewer; what the driver says.
+pub fn set_channels(socket: BorrowedFd<'_>, interface: &str, used: u32) -> io::Result<()> {
+    const ETHTOOL_SCHANNELS: u32 = 0x3d;
+    let mut channels = EthtoolChannels {
+        command: ETHTOOL_SCHANNELS,
+        used,
+        ..EthtoolChannels::default()
+    };
+    ethtool(socket, interface, &mut channels)
+}
+
+fn ethtool(
+    socket: BorrowedFd<'_>,
+    interface: &str,
+    channels: &mut EthtoolChannels,
+) -> io::Result<()> {
+    const SIOCETHTOOL: libc::Ioctl = 0x8946;
+    // SAFETY: an `ifreq` is plain data, for which all zeros is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays zero.
+    if interface.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    request.ifr_ifru.ifru_data = (&raw mut *channels).cast();
+    // SAFETY: SIOCETHTOOL with these commands reads, and writes, one `ethtool_channels`, to which the
+    // `ifreq` points, and which lives across the call.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) })?;
+    Ok(())
+}
+
 /// What a BPF program of a cgroup decides on.
 #[derive(Clone, Copy, Debug)]
 pub enum ProgramKind {

@@ -120,6 +120,44 @@ fn assert_as_before(namespace: &Namespace) {
     assert_eq!(ping.status, 0, "{ping:#?}");
 }
 
+/// The machine boots with one processor, and a driver then uses one pair of queues; the agent has it use the
+/// others when there are more.
+#[test]
+fn a_container_of_two_processors_has_a_card_that_uses_two_pairs_of_queues() {
+    let host = Host::take();
+    let _hidden = host.hide("/etc/hull/config.toml");
+    fs::write("/etc/hull/config.toml", "vcpus = 2\n").unwrap();
+    let namespace = Namespace::with_veth("hull-test");
+    let container = host
+        .container("wide")
+        .options(&["--with-ns", &namespace.option()])
+        .start(&["sleep", "1000"]);
+
+    let queues = container.exec("look", &["ls", "/sys/class/net/eth7/queues"]);
+    let names: Vec<_> = queues.output().split_whitespace().collect();
+    assert_eq!(names, ["rx-0", "rx-1", "tx-0", "tx-1"], "{queues:#?}");
+    let ping = |name: &str, processor| {
+        let words = [
+            "taskset",
+            processor,
+            "ping",
+            "-c",
+            "3",
+            "-W",
+            "10",
+            "192.0.2.1",
+        ];
+        let ping = container.exec(name, &words);
+        assert_eq!(ping.status, 0, "{ping:#?}");
+    };
+    ping("by-the-first", "1");
+    ping("by-the-second", "2");
+
+    container.end();
+    fs::remove_file("/etc/hull/config.toml").unwrap();
+    assert_as_before(&namespace);
+}
+
 /// A megabyte each way, one after the other, with the offloads of taps.
 #[test]
 fn with_vhost_net_a_container_has_its_network_all_the_same() {

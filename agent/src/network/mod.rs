@@ -10,6 +10,7 @@
 //! change its network can spoil its own: take a card away for good, too, until its namespace ends.
 
 mod cards;
+mod channels;
 mod namespace;
 mod routes;
 mod shared_addresses;
@@ -28,6 +29,7 @@ use rtnetlink::packet_route::link::{
 use rtnetlink::{Handle, LinkUnspec};
 use tokio::sync::Mutex;
 
+use self::channels::Drivers;
 use self::text::{hardware_address, prefix};
 use crate::socket_programs::SocketPrograms;
 
@@ -45,6 +47,9 @@ pub enum NetworkError {
     /// Nobody is in it.
     #[error("container {0:?}, whose network is to be set up, is not here")]
     NoContainer(String),
+    /// The kernel refuses a socket.
+    #[error("ask for the queues of network cards")]
+    Queues(#[source] io::Error),
     /// The kernel refuses the programs.
     #[error("redirect what is sent to the addresses that the host has, too")]
     SharedAddresses(#[source] io::Error),
@@ -149,7 +154,8 @@ impl Network {
         self.last.clone_from(request);
         let interfaces = &request.interfaces;
         cards::bring(interfaces, (&self.namespace, &there.handle), &home.handle).await?;
-        configure(&there.handle, request).await?;
+        let drivers = Drivers::of(&self.namespace).map_err(NetworkError::Queues)?;
+        configure(&there.handle, drivers.as_ref(), request).await?;
         if request.hosts && self.shared_addresses.is_none() {
             let interfaces = request.interfaces.iter();
             let addresses = interfaces.flat_map(|interface| &interface.addresses);
@@ -208,12 +214,16 @@ async fn remove_address(handle: &Handle, index: u32, address: &str) {
 }
 
 /// Everything of the request, its cards being there.
-async fn configure(handle: &Handle, request: &NetworkRequest) -> Result<(), NetworkError> {
+async fn configure(
+    handle: &Handle,
+    drivers: Option<&Drivers>,
+    request: &NetworkRequest,
+) -> Result<(), NetworkError> {
     let links: Vec<LinkMessage> = cards::links(handle).await?;
     let mut indexes = HashMap::new();
     for interface in &request.interfaces {
         let index = cards::index_of(&links, interface)?;
-        bring_up(handle, index, interface).await?;
+        bring_up(handle, drivers, index, interface).await?;
         indexes.insert(interface.name.as_str(), index);
     }
     let find = |name: &str| {
@@ -232,7 +242,12 @@ async fn configure(handle: &Handle, request: &NetworkRequest) -> Result<(), Netw
     Ok(())
 }
 
-async fn bring_up(handle: &Handle, index: u32, interface: &Interface) -> Result<(), NetworkError> {
+async fn bring_up(
+    handle: &Handle,
+    drivers: Option<&Drivers>,
+    index: u32,
+    interface: &Interface,
+) -> Result<(), NetworkError> {
     let name = &interface.name;
     let change = LinkUnspec::new_with_index(index)
         .name(name)
@@ -246,6 +261,10 @@ async fn bring_up(handle: &Handle, index: u32, interface: &Interface) -> Result<
     let mode = LinkUnspec::new_with_index(index).append_extra_attribute(mode);
     if let Err(error) = handle.link().set(mode.build()).execute().await {
         log::warn!("keep {name} from making up an address: {error}");
+    }
+    // It has its name now, and is to have its queues before the first frame.
+    if let Some(drivers) = drivers {
+        drivers.widen(interface);
     }
     let up = LinkUnspec::new_with_index(index).up();
     let up = handle.link().set(up.build()).execute();
