@@ -6,14 +6,14 @@ use std::fs::File;
 use arbitrary::{Result, Unstructured};
 use hull_fuzz::Guest;
 use hull_vmm::backend::image::Image;
-use hull_vmm::jail::Filters;
-use hull_vmm::rate_limit::RateLimiter;
 use hull_vmm::virtio::blk::Blk;
 use libfuzzer_sys::fuzz_target;
 use rustix::fs::MemfdFlags;
 
 /// Small, so that a request is no long work.
 const DISK: u64 = 64 * 1024;
+
+const QUEUES: u16 = 2;
 
 /// A header (virtio 1.3 §5.2.6): type, reserved, sector.
 fn request(bytes: &mut Unstructured<'_>) -> Result<Vec<u8>> {
@@ -38,15 +38,20 @@ fuzz_target!(|bytes: &[u8]| {
     file.set_len(DISK).expect("memory");
     let read_only = bytes.arbitrary().unwrap_or(false);
     let image = Image::new(file.into(), read_only).expect("a regular file");
-    let blk = Blk::new(
-        image,
-        "kelp",
-        2,
-        RateLimiter::default(),
-        Filters::unjailed(),
-    )
-    .expect("threads");
+    let mut blk = Blk::by_hand(QUEUES).expect("descriptors");
+    blk.insert(image, "kelp");
     let mut guest = Guest::new(blk);
-    while !bytes.is_empty() && guest.act(&mut bytes, request).is_ok() {}
+    while !bytes.is_empty() {
+        // What its threads would do meanwhile.
+        if let Ok(queue @ 0..QUEUES) = bytes.int_in_range(0..=7) {
+            guest.device().carry_out(queue.into());
+        }
+        if guest.act(&mut bytes, request).is_err() {
+            break;
+        }
+    }
     guest.settle();
+    while (0..QUEUES).any(|queue| guest.device().carry_out(queue.into())) {
+        guest.settle();
+    }
 });

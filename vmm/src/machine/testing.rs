@@ -14,7 +14,6 @@ use super::build::ControlDialler;
 use super::counters::Counters;
 use super::nics::SharedNic;
 use super::run::{Reach, serve_control};
-use crate::jail::Filters;
 use crate::memory;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::Blk;
@@ -44,7 +43,7 @@ impl Headless {
         let vsock = Vsock::new(3, Box::new(dialler)).unwrap();
         let net = Net::new([2, 0, 0, 0, 0, 1], None, 1, Limits::default()).unwrap();
         let balloon = Mmio::new(Balloon::new(), ram.clone()).unwrap();
-        let disk = Blk::spare(Filters::unjailed()).unwrap();
+        let disk = Blk::by_hand(1).unwrap();
         let disk = Arc::new(Mutex::new(Mmio::new(disk, ram.clone()).unwrap()));
         let reach = Reach {
             slots: vec![disk.clone()],

@@ -121,7 +121,7 @@ impl Blk {
         limit: RateLimiter,
         filters: Filters,
     ) -> io::Result<Self> {
-        let mut disk = Self::with(serial, queues, limit, filters, Job::run)?;
+        let mut disk = Self::with(queues, limit, threads(serial, filters, Job::run))?;
         disk.insert(image, serial);
         Ok(disk)
     }
@@ -131,16 +131,31 @@ impl Blk {
     /// # Errors
     /// As [`Blk::new`].
     pub fn spare(filters: Filters) -> io::Result<Self> {
-        Self::with("spare", 1, RateLimiter::default(), filters, Job::run)
+        let limit = RateLimiter::default();
+        Self::with(1, limit, threads("spare", filters, Job::run))
     }
 
-    /// A disk without an image, whose threads are called `name` and carry jobs out with `run`.
+    /// A disk without an image and without threads: it does what it is asked for when
+    /// [`Blk::carry_out`] is called. For tests and fuzz targets, which are the same each time.
+    ///
+    /// # Errors
+    /// When the host has no descriptor to spare.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn by_hand(queues: u16) -> io::Result<Self> {
+        Self::with(queues, RateLimiter::default(), |_, bell| Worker::idle(bell))
+    }
+
+    /// Does the next thing that a queue's requests ask for; tells whether there was one.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn carry_out(&mut self, queue: usize) -> bool {
+        (self.lanes.get(queue)).is_some_and(|lane| lane.worker.carry_out(Job::run))
+    }
+
+    /// A disk without an image, with a worker for each queue, which `start` makes.
     fn with(
-        name: &str,
         queues: u16,
         limit: RateLimiter,
-        filters: Filters,
-        run: impl Fn(Job) -> Done + Clone + Send + 'static,
+        start: impl Fn(u16, &OwnedFd) -> io::Result<Worker>,
     ) -> io::Result<Self> {
         let queues = queues.clamp(1, MAX_QUEUES);
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -151,10 +166,8 @@ impl Blk {
         }
         let lanes = (0..queues)
             .map(|queue| {
-                // Linux keeps 15 bytes of it.
-                let name = format!("disk{queue} {name}");
                 Ok(Lane {
-                    worker: Worker::start(name, &bell, filters, run.clone())?,
+                    worker: start(queue, &bell)?,
                     in_flight: vec![None; QUEUE_SIZE.into()],
                     due: false,
                 })
@@ -396,6 +409,19 @@ impl Device for Blk {
 
     fn traffic(&self) -> Traffic {
         self.traffic
+    }
+}
+
+/// Starts the worker of a queue: a thread that has `disk` in its name, and carries jobs out with `run`.
+fn threads(
+    disk: &str,
+    filters: Filters,
+    run: impl Fn(Job) -> Done + Clone + Send + 'static,
+) -> impl Fn(u16, &OwnedFd) -> io::Result<Worker> {
+    move |queue, bell| {
+        // Linux keeps 15 bytes of it.
+        let name = format!("disk{queue} {disk}");
+        Worker::start(name, bell, filters, run.clone())
     }
 }
 

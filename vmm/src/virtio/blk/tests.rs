@@ -111,6 +111,30 @@ fn what_was_written_is_read_and_is_in_the_file() {
 }
 
 #[test]
+fn a_disk_by_hand_does_what_it_is_asked_for_when_it_is_told_to() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(8 * SECTOR).unwrap();
+    let mut blk = Blk::by_hand(1).unwrap();
+    blk.insert(Image::new(file.into(), false).unwrap(), "kelp");
+    let mut driver = Driver::new(&[QUEUE_SIZE]);
+    let header = header(OUT, 0);
+    driver.add(
+        0,
+        &[
+            Buffer::Readable(&header),
+            Buffer::Readable(&[7; 512]),
+            Buffer::Writable(1),
+        ],
+    );
+    blk.serve(0, &mut driver.queues()).unwrap();
+    assert!(!ready(&blk, Duration::ZERO));
+    assert!(blk.carry_out(0) && !blk.carry_out(0) && !blk.carry_out(1));
+    assert!(ready(&blk, Duration::ZERO));
+    blk.serve_backend(&mut driver.queues()).unwrap();
+    assert_eq!(driver.used(0).unwrap().written, [0]);
+}
+
+#[test]
 fn the_status_may_share_a_descriptor_with_data_and_the_header_may_be_cut() {
     let (mut blk, _file) = disk(false);
     let header = header(IN, 0);

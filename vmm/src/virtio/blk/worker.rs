@@ -62,15 +62,8 @@ impl Worker {
         filters: Filters,
         run: impl Fn(Job) -> Done + Send + 'static,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            bell: bell.try_clone()?,
-            state: Mutex::default(),
-            work: Condvar::new(),
-            ended: Condvar::new(),
-        });
-        let this = Self {
-            shared: Arc::clone(&shared),
-        };
+        let this = Self::idle(bell)?;
+        let shared = Arc::clone(&this.shared);
         let (tell, told) = mpsc::sync_channel(1);
         thread::Builder::new()
             .name(name)
@@ -88,6 +81,27 @@ impl Worker {
         let died = || io::Error::other("the thread has ended");
         told.recv().map_err(|_| died())??;
         Ok(this)
+    }
+
+    /// One without a thread.
+    ///
+    /// # Errors
+    /// When the host has no descriptor to spare.
+    pub(super) fn idle(bell: &OwnedFd) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            bell: bell.try_clone()?,
+            state: Mutex::default(),
+            work: Condvar::new(),
+            ended: Condvar::new(),
+        });
+        Ok(Self { shared })
+    }
+
+    /// Carries out the next job, if there is one, on the caller's thread.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn carry_out(&self, run: impl Fn(Job) -> Done) -> bool {
+        let job = self.shared.lock().begin();
+        job.map(|job| self.shared.end(run(job))).is_some()
     }
 
     /// Queues a job.
@@ -140,26 +154,35 @@ impl Shared {
 
     fn serve(&self, run: impl Fn(Job) -> Done) {
         while let Some(job) = self.next() {
-            let done = run(job);
-            let mut state = self.lock();
-            state.busy = false;
-            if !std::mem::take(&mut state.forgotten) {
-                state.done.push(done);
-                // It fails only when it rings already, very often.
-                let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
-            }
-            drop(state);
-            self.ended.notify_all();
+            self.end(run(job));
         }
     }
 
-    /// The next job, which is being carried out from now on, or the end.
+    /// Waits for the next job, which is being carried out from now on, or the end.
     fn next(&self) -> Option<Job> {
         let idle = |state: &mut State| state.queued.is_empty() && !state.closed;
         let waited = self.work.wait_while(self.lock(), idle);
-        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
-        let job = state.queued.pop_front()?;
-        state.busy = true;
+        waited.unwrap_or_else(PoisonError::into_inner).begin()
+    }
+
+    fn end(&self, done: Done) {
+        let mut state = self.lock();
+        state.busy = false;
+        if !std::mem::take(&mut state.forgotten) {
+            state.done.push(done);
+            // It fails only when it rings already, very often.
+            let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+        }
+        drop(state);
+        self.ended.notify_all();
+    }
+}
+
+impl State {
+    /// Takes the next job, if there is one, which is being carried out from now on.
+    fn begin(&mut self) -> Option<Job> {
+        let job = self.queued.pop_front()?;
+        self.busy = true;
         Some(job)
     }
 }

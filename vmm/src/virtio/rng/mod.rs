@@ -4,7 +4,7 @@
 //! offers, a notification with at most one queue of requests, and the machine's description may limit
 //! both over time.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -19,25 +19,64 @@ const MAX_BYTES: usize = 64 * 1024;
 /// Bytes drawn at a time: what the kernel returns without a pause (getrandom(2)).
 const CHUNK: usize = 256;
 
-/// The host's entropy, by way of `getrandom(2)`.
+/// Where entropy comes from.
+pub trait Entropy: Send {
+    /// Fills the beginning of `bytes`, and tells how many of them.
+    ///
+    /// # Errors
+    /// When there is no more.
+    fn draw(&mut self, bytes: &mut [u8]) -> io::Result<usize>;
+}
+
+/// The host's, by way of `getrandom(2)`.
 #[derive(Debug, Default)]
-pub struct Rng {
+pub struct Host;
+
+impl Entropy for Host {
+    fn draw(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        Ok(getrandom(bytes, GetRandomFlags::empty())?)
+    }
+}
+
+/// The device.
+#[derive(Debug)]
+pub struct Rng<E = Host> {
+    source: E,
     limit: RateLimiter,
     traffic: Traffic,
 }
 
 impl Rng {
-    /// A source that gives no more than `limit` allows.
+    /// One that gives no more of the host's entropy than `limit` allows.
     #[must_use]
     pub fn new(limit: RateLimiter) -> Self {
         Self {
+            source: Host,
             limit,
             traffic: Traffic::default(),
         }
     }
 }
 
-impl Device for Rng {
+impl Default for Rng {
+    fn default() -> Self {
+        Self::of(Host)
+    }
+}
+
+impl<E: Entropy> Rng<E> {
+    /// One that gives as much as is asked for, of `source`.
+    #[must_use]
+    pub fn of(source: E) -> Self {
+        Self {
+            source,
+            limit: RateLimiter::default(),
+            traffic: Traffic::default(),
+        }
+    }
+}
+
+impl<E: Entropy> Device for Rng<E> {
     fn id(&self) -> DeviceId {
         DeviceId::Entropy
     }
@@ -55,6 +94,7 @@ impl Device for Rng {
     fn serve(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
         let ram = queues.ram();
         let traffic = &mut self.traffic;
+        let source = &mut self.source;
         queues.drain_within(&mut self.limit, index, |chain| {
             let mut buffer = writer(index, ram, &chain)?;
             let wanted = buffer.available_bytes().min(MAX_BYTES);
@@ -63,7 +103,7 @@ impl Device for Rng {
                 let mut entropy = [0; CHUNK];
                 let length = CHUNK.min(wanted - written);
                 // Fewer bytes than asked for are a right answer (§5.4.6.1), also after a failure.
-                let Ok(length) = getrandom(&mut entropy[..length], GetRandomFlags::empty()) else {
+                let Ok(length) = source.draw(&mut entropy[..length]) else {
                     break;
                 };
                 if buffer.write_all(&entropy[..length]).is_err() {
@@ -122,6 +162,33 @@ mod tests {
         driver.add(0, &[Buffer::Writable(0x3_0000)]);
         Rng::default().serve(0, &mut driver.queues()).unwrap();
         assert_eq!(driver.used(0).unwrap().written.len(), MAX_BYTES);
+    }
+
+    /// A host that has so many bytes left.
+    struct Few(usize);
+
+    impl Entropy for Few {
+        fn draw(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+            let length = bytes.len().min(self.0);
+            self.0 -= length;
+            bytes[..length].fill(7);
+            match length {
+                0 => Err(io::ErrorKind::Other.into()),
+                length => Ok(length),
+            }
+        }
+    }
+
+    /// virtio 1.3 §5.4.6.1: fewer bytes than were asked for are an answer.
+    #[test]
+    fn a_guest_whose_host_fails_gets_what_there_was() {
+        let mut driver = Driver::new(&[64]);
+        for _ in 0..2 {
+            driver.add(0, &[Buffer::Writable(600)]);
+        }
+        Rng::of(Few(700)).serve(0, &mut driver.queues()).unwrap();
+        let written = [(); 2].map(|()| driver.used(0).unwrap().written);
+        assert_eq!(written, [vec![7; 600], vec![7; 100]]);
     }
 
     /// As many requests as fit, each as large as there may be, and one notification.

@@ -23,8 +23,8 @@ fn slow_disk_that_tells(queues: u16) -> (Blk, mpsc::Sender<()>, mpsc::Receiver<(
         let _ = may_answer.lock().unwrap().recv();
         job.run()
     };
-    let (limit, filters) = (RateLimiter::default(), Filters::unjailed());
-    let mut blk = Blk::with("slow", queues, limit, filters, run).unwrap();
+    let start = threads("slow", Filters::unjailed(), run);
+    let mut blk = Blk::with(queues, RateLimiter::default(), start).unwrap();
     blk.insert(image, "slow");
     (blk, answer, began)
 }
