@@ -4,15 +4,20 @@
 //! guest may overwrite at any time; the event loop's part is played by [`Guest::act`] and
 //! [`Guest::settle`]. A target adds its device's host side and what its requests look like.
 
+mod memory;
+
 use std::os::fd::AsFd;
 
 use arbitrary::{Result, Unstructured};
 use hull_vmm::bus::{BusDevice, Slot};
 use hull_vmm::virtio::device::Device;
 use hull_vmm::virtio::mmio::{Changing, Mmio};
-use hull_vmm::virtio::queue::testing::{Buffer, Driver};
+use hull_vmm::virtio::queue::testing::Buffer;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::{Bytes, GuestAddress};
+
+use self::memory::Lent;
+pub use self::memory::wipe;
 
 /// Rounds after which an event loop without a guest is taken to spin. A guest can leave a few
 /// thousand chains behind, of which each round serves at least one.
@@ -30,7 +35,7 @@ const CHAIN: usize = 6;
 /// A hostile guest and its device.
 pub struct Guest<D: Device> {
     mmio: Mmio<D>,
-    driver: Driver,
+    driver: Lent,
     /// Largest size of each queue.
     sizes: Vec<u16>,
     /// Whether everything was as a driver would do it since the device went live last.
@@ -43,7 +48,7 @@ impl<D: Device> Guest<D> {
     /// A guest that has not looked at `device` yet.
     pub fn new(device: D) -> Self {
         let sizes = device.queue_sizes().to_vec();
-        let driver = Driver::new(&sizes);
+        let driver = Lent::new(&sizes);
         let mmio = Mmio::new(device, driver.ram.clone()).expect("eventfds");
         Self {
             mmio,
@@ -129,7 +134,9 @@ impl<D: Device> Guest<D> {
             4..=9 => self.add(queue, bytes, request)?,
             10..=13 => self.kick(queue),
             14 => self.collect(),
-            _ => self.backend(),
+            _ => {
+                self.backend();
+            }
         }
         Ok(())
     }
@@ -140,8 +147,7 @@ impl<D: Device> Guest<D> {
     /// When there is always something: a guest that does nothing keeps a processor busy.
     pub fn settle(&mut self) {
         for _ in 0..ROUNDS {
-            let mut idle = !self.backend_is_ready();
-            self.backend();
+            let mut idle = !self.backend();
             for queue in 0..self.sizes.len() {
                 if !self.mmio.served_elsewhere() && self.mmio.notifications()[queue].read().is_ok()
                 {
@@ -219,7 +225,7 @@ impl<D: Device> Guest<D> {
 
     fn kick(&mut self, queue: usize) {
         if self.mmio.served_elsewhere() {
-            self.driver.kick(queue);
+            let _ = self.mmio.notifications()[queue].write(1);
         } else {
             self.mmio.kicked(queue);
         }
@@ -235,17 +241,16 @@ impl<D: Device> Guest<D> {
         }
     }
 
-    fn backend(&mut self) {
-        if self.backend_is_ready() {
-            self.mmio.backend_ready();
-        }
-    }
-
-    fn backend_is_ready(&self) -> bool {
-        self.mmio.backend().is_some_and(|backend| {
+    /// Serves the device's backend, if there is something to serve.
+    fn backend(&mut self) -> bool {
+        let ready = self.mmio.backend().is_some_and(|backend| {
             let mut fds = [PollFd::from_borrowed_fd(backend.as_fd(), PollFlags::IN)];
             poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
-        })
+        });
+        if ready {
+            self.mmio.backend_ready();
+        }
+        ready
     }
 
     fn set(&mut self, register: u64, value: u32) {

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use arbitrary::{Result, Unstructured};
 use hull_vmm::arch::{self, Description, Interrupts};
 use hull_vmm::loader::initrd;
-use hull_vmm::memory;
+use hull_vmm::memory::{self, Ram};
 use libfuzzer_sys::fuzz_target;
 use rustix::fs::MemfdFlags;
 use vm_memory::GuestAddress;
@@ -64,17 +64,25 @@ fn file(content: &[u8]) -> OwnedFd {
     file.into()
 }
 
-fuzz_target!(|bytes: &[u8]| {
+thread_local! {
+    static MEMORY: Ram = memory::allocate(&[(GuestAddress(0), RAM)]).expect("memory");
+}
+
+fuzz_target!(|bytes: &[u8]| MEMORY.with(|ram| {
+    hull_fuzz::wipe(ram, GuestAddress(0), 0);
+    boot(ram, bytes);
+}));
+
+fn boot(ram: &Ram, bytes: &[u8]) {
     let mut bytes = Unstructured::new(bytes);
-    let ram = memory::allocate(&[(GuestAddress(0), RAM)]).expect("memory");
     let Ok(content) = kernel(&mut bytes) else {
         return;
     };
-    let Ok(kernel) = arch::load_kernel(&ram, file(&content)) else {
+    let Ok(kernel) = arch::load_kernel(ram, file(&content)) else {
         return;
     };
-    let place = |len| arch::initrd_address(&ram, &kernel, len);
-    let initrd = initrd::load(&ram, file(bytes.take_rest()), place).ok();
+    let place = |len| arch::initrd_address(ram, &kernel, len);
+    let initrd = initrd::load(ram, file(bytes.take_rest()), place).ok();
     let description = Description {
         vcpus: 1,
         cmdline: "quiet",
@@ -82,5 +90,5 @@ fuzz_target!(|bytes: &[u8]| {
         devices: &[(0xd000_0000, 5)],
         serial: true,
     };
-    let _ = arch::write_tables(&ram, &Interrupts, &description);
-});
+    let _ = arch::write_tables(ram, &Interrupts, &description);
+}

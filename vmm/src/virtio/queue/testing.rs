@@ -13,15 +13,16 @@ use crate::memory::{self, Ram};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::Queues;
 
-/// Where the rings of the first queue are; each queue has one such area.
+/// Where the rings of the first queue are. Those of the others follow, and the descriptors' near buffers,
+/// so that what most tests touch is little and in one piece.
 const RINGS: u64 = 0x1_0000;
-/// Descriptor table, available ring and used ring of one queue of up to 1024 descriptors.
-const RINGS_LEN: u64 = 0x1_0000;
-const AVAIL: u64 = 0x4000;
-const USED: u64 = 0x8000;
-/// Each descriptor has a buffer of its own.
-const BUFFERS: u64 = 0x100_0000;
-const BUFFER_LEN: u64 = 0x4_0000;
+/// What each part of a queue begins at a multiple of.
+const PART: u64 = 0x1000;
+/// Each descriptor has a buffer of its own near by, for what is small, and one far away. The near ones
+/// are in the order in which descriptors are used first.
+const NEAR_LEN: u64 = 0x1100;
+const FAR: u64 = 0x100_0000;
+const FAR_LEN: u64 = 0x4_0000;
 /// Untouched pages of it cost nothing.
 const RAM_LEN: usize = 1 << 29;
 
@@ -61,8 +62,12 @@ pub struct Driver {
 
 /// The driver's view of one queue.
 struct Lane {
-    base: u64,
-    buffers: u64,
+    /// Descriptors, available ring and used ring.
+    rings: [u64; 3],
+    /// The first descriptor's buffers, and how far apart the near ones are.
+    near: u64,
+    near_step: u64,
+    far: u64,
     size: u16,
     free: Vec<u16>,
     chains: Vec<Vec<(u16, Option<u64>, u32)>>,
@@ -75,31 +80,43 @@ impl Driver {
     pub fn new(sizes: &[u16]) -> Self {
         let ram = memory::allocate(&[(GuestAddress(0), RAM_LEN)]).unwrap();
         let line = EventFd::new(EFD_NONBLOCK).unwrap();
-        let mut buffers = BUFFERS;
-        let mut base = RINGS;
+        let mut next = RINGS;
+        let mut part = |bytes: u64| {
+            let start = next;
+            next += bytes.next_multiple_of(PART);
+            start
+        };
+        // virtio 1.3 §2.7: bytes of a descriptor, of an entry of either ring, and of the rest of them.
+        let areas: Vec<[u64; 3]> = (sizes.iter().copied().map(u64::from))
+            .map(|size| [part(16 * size), part(2 * size + 6), part(8 * size + 6)])
+            .collect();
+        let (mut near, mut far) = (next, FAR);
+        let most = sizes.iter().max().map_or(0, |&size| u64::from(size));
+        assert!(near + most * NEAR_LEN * sizes.len() as u64 <= FAR);
         let mut lanes = Vec::new();
-        let mut rings = Vec::new();
-        for &size in sizes {
+        let mut queues = Vec::new();
+        for (&size, rings) in sizes.iter().zip(areas) {
+            let [table, available, used] = rings.map(GuestAddress);
             let mut ring = Queue::new(size).unwrap();
-            ring.try_set_desc_table_address(GuestAddress(base)).unwrap();
-            ring.try_set_avail_ring_address(GuestAddress(base + AVAIL))
-                .unwrap();
-            ring.try_set_used_ring_address(GuestAddress(base + USED))
-                .unwrap();
+            ring.try_set_desc_table_address(table).unwrap();
+            ring.try_set_avail_ring_address(available).unwrap();
+            ring.try_set_used_ring_address(used).unwrap();
             ring.set_event_idx(true);
             ring.set_ready(true);
-            rings.push(ring);
+            queues.push(ring);
             lanes.push(Lane {
-                base,
-                buffers,
+                rings,
+                near,
+                near_step: NEAR_LEN * sizes.len() as u64,
+                far,
                 size,
                 free: (0..size).rev().collect(),
                 chains: vec![Vec::new(); usize::from(size)],
                 avail_idx: 0,
                 used_idx: 0,
             });
-            base += RINGS_LEN;
-            buffers += u64::from(size) * BUFFER_LEN;
+            near += NEAR_LEN;
+            far += u64::from(size) * FAR_LEN;
         }
         Self {
             ram,
@@ -108,7 +125,7 @@ impl Driver {
                 .collect(),
             interrupt: Interrupt::new(line.try_clone().unwrap()),
             line,
-            rings,
+            rings: queues,
             lanes,
         }
     }
@@ -121,17 +138,16 @@ impl Driver {
     /// Where queue `queue` is: descriptors, available ring and used ring.
     #[must_use]
     pub fn rings(&self, queue: usize) -> [u64; 3] {
-        let base = self.lanes[queue].base;
-        [base, base + AVAIL, base + USED]
+        self.lanes[queue].rings
     }
 
     /// Starts over with empty rings, as a driver does after it reset the device.
     pub fn restart(&mut self) {
         for lane in &mut self.lanes {
             // Up to the buffers, of which nothing needs to be forgotten.
-            for ring in [AVAIL, USED] {
+            for ring in &lane.rings[1..] {
                 self.ram
-                    .write_slice(&[0; 0x100], GuestAddress(lane.base + ring))
+                    .write_slice(&[0; 0x100], GuestAddress(*ring))
                     .unwrap();
             }
             lane.free = (0..lane.size).rev().collect();
@@ -146,8 +162,8 @@ impl Driver {
         let lane = &mut self.lanes[queue];
         lane.avail_idx = index;
         lane.used_idx = index;
-        for ring in [AVAIL, USED] {
-            let field = GuestAddress(lane.base + ring + 2);
+        for ring in &lane.rings[1..] {
+            let field = GuestAddress(ring + 2);
             self.ram.write_obj(index, field).unwrap();
         }
         self.rings[queue].set_next_avail(index);
@@ -160,24 +176,29 @@ impl Driver {
         let descs: Vec<u16> = buffers.iter().map(|_| lane.free.pop().unwrap()).collect();
         let mut chain = Vec::new();
         for (i, buffer) in buffers.iter().enumerate() {
-            let own = lane.buffers + u64::from(descs[i]) * BUFFER_LEN;
+            let own = |len: u64| {
+                assert!(len <= FAR_LEN);
+                let desc = u64::from(descs[i]);
+                if len <= NEAR_LEN {
+                    lane.near + desc * lane.near_step
+                } else {
+                    lane.far + desc * FAR_LEN
+                }
+            };
             let (addr, len, mut flags) = match *buffer {
                 Buffer::Readable(bytes) => {
-                    assert!(bytes.len() as u64 <= BUFFER_LEN);
+                    let own = own(bytes.len() as u64);
                     self.ram.write_slice(bytes, GuestAddress(own)).unwrap();
                     (own, u32::try_from(bytes.len()).unwrap(), 0)
                 }
-                Buffer::Writable(len) => {
-                    assert!(u64::from(len) <= BUFFER_LEN);
-                    (own, len, DESC_WRITE)
-                }
+                Buffer::Writable(len) => (own(len.into()), len, DESC_WRITE),
                 Buffer::Raw(addr, len, flags) => (addr, len, flags),
             };
             let next = descs.get(i + 1).copied();
             if next.is_some() {
                 flags |= DESC_NEXT;
             }
-            let desc = GuestAddress(lane.base + u64::from(descs[i]) * 16);
+            let desc = GuestAddress(lane.rings[0] + u64::from(descs[i]) * 16);
             self.ram.write_obj(addr, desc).unwrap();
             self.ram.write_obj(len, GuestAddress(desc.0 + 8)).unwrap();
             self.ram
@@ -197,7 +218,7 @@ impl Driver {
     /// Makes a head available, whatever it is.
     pub fn offer(&mut self, queue: usize, head: u16) {
         let lane = &mut self.lanes[queue];
-        let ring = lane.base + AVAIL;
+        let [_, ring, _] = lane.rings;
         let slot = u64::from(lane.avail_idx % lane.size);
         self.ram
             .write_obj(head, GuestAddress(ring + 4 + 2 * slot))
@@ -206,6 +227,15 @@ impl Driver {
         self.ram
             .write_obj(lane.avail_idx, GuestAddress(ring + 2))
             .unwrap();
+    }
+
+    /// The memory that rings and buffers lie in as long as there are few and small chains: from where, and
+    /// how much for `descriptors` of each queue.
+    #[must_use]
+    pub fn close(&self, descriptors: u16) -> (GuestAddress, u64) {
+        let lane = &self.lanes[0];
+        let end = lane.near + u64::from(descriptors) * lane.near_step;
+        (GuestAddress(RINGS), end - RINGS)
     }
 
     /// Takes a queue away, as if the driver had never set it up.
@@ -221,7 +251,7 @@ impl Driver {
     /// The next chain the device gave back.
     pub fn used(&mut self, queue: usize) -> Option<Used> {
         let lane = &mut self.lanes[queue];
-        let ring = lane.base + USED;
+        let [_, available, ring] = lane.rings;
         let idx: u16 = self.ram.read_obj(GuestAddress(ring + 2)).unwrap();
         if idx == lane.used_idx {
             return None;
@@ -231,7 +261,7 @@ impl Driver {
         let mut left: u32 = self.ram.read_obj(GuestAddress(slot + 4)).unwrap();
         lane.used_idx = lane.used_idx.wrapping_add(1);
         // The next buffer used shall raise the interrupt.
-        let used_event = lane.base + AVAIL + 4 + 2 * u64::from(lane.size);
+        let used_event = available + 4 + 2 * u64::from(lane.size);
         self.ram
             .write_obj(lane.used_idx, GuestAddress(used_event))
             .unwrap();
@@ -254,7 +284,8 @@ impl Driver {
     /// Whether the device asked to be told of the chain added last (`avail_event`).
     pub fn device_listens(&self, queue: usize) -> bool {
         let lane = &self.lanes[queue];
-        let avail_event = lane.base + USED + 4 + 8 * u64::from(lane.size);
+        let [_, _, used] = lane.rings;
+        let avail_event = used + 4 + 8 * u64::from(lane.size);
         let event: u16 = self.ram.read_obj(GuestAddress(avail_event)).unwrap();
         event == lane.avail_idx.wrapping_sub(1)
     }
