@@ -14,18 +14,13 @@
 //! | `supported`, `Supported`, `prepare_vcpu` | the processor's features and first registers |
 //! | `program_counter` | where a vCPU that failed was |
 
-// The other architecture's is compiled for its unit tests, without what needs its KVM.
-#[cfg(any(target_arch = "aarch64", test))]
+// The other architecture's is compiled for unit tests and fuzz targets, without what needs its KVM.
+#[cfg(any(target_arch = "aarch64", test, feature = "testing"))]
 #[cfg_attr(
     not(target_arch = "aarch64"),
-    expect(
-        dead_code,
-        unreachable_pub,
-        unused_imports,
-        reason = "compiled for its tests alone"
-    )
+    expect(dead_code, reason = "compiled for tests alone")
 )]
-mod aarch64;
+pub mod aarch64;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 

@@ -18,3 +18,17 @@ pub use layout::{
 };
 #[cfg(target_arch = "aarch64")]
 pub use setup::*;
+
+/// Writes the device tree without asking KVM which interrupt controller there is; returns where it is. For
+/// fuzz targets; never in the program.
+///
+/// # Errors
+/// When it cannot be written down, or does not fit.
+#[cfg(feature = "testing")]
+pub fn write_tree(
+    ram: &crate::memory::Ram,
+    gic: Gic,
+    description: &super::Description<'_>,
+) -> Result<vm_memory::GuestAddress, FdtError> {
+    fdt::write(ram, gic, description)
+}
