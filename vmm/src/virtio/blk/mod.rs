@@ -24,6 +24,7 @@
 mod answer;
 mod config;
 mod job;
+mod lane;
 mod parts;
 mod request;
 mod worker;
@@ -38,11 +39,11 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
-use vm_memory::GuestAddress;
 
 use self::answer::{Answer, File, Next, capacity};
 use self::config::{Config, Limits};
 use self::job::{Done, Job, Operation};
+use self::lane::Lane;
 use self::parts::Parts;
 use self::request::{ID_LEN, RANGE_MAX, RANGES_MAX, length};
 use self::worker::Worker;
@@ -95,16 +96,6 @@ pub struct Blk {
     /// Whether each write is to be durable before it is answered.
     write_through: bool,
     traffic: Traffic,
-}
-
-/// One queue and its worker.
-#[derive(Debug)]
-struct Lane {
-    worker: Worker,
-    /// By head: where the status of the request that the worker has goes.
-    in_flight: Vec<Option<GuestAddress>>,
-    /// Whether it has chains, or may have, that the limit held back. The driver need not tell again.
-    due: bool,
 }
 
 impl Blk {
@@ -166,11 +157,8 @@ impl Blk {
         }
         let lanes = (0..queues)
             .map(|queue| {
-                Ok(Lane {
-                    worker: start(queue, &bell)?,
-                    in_flight: vec![None; QUEUE_SIZE.into()],
-                    due: false,
-                })
+                let worker = start(queue, &bell)?;
+                Ok(Lane::new(worker, QUEUE_SIZE))
             })
             .collect::<io::Result<_>>()?;
         Ok(Self {
@@ -222,11 +210,7 @@ impl Blk {
 
     /// Forgets every request, also those that are being carried out.
     fn forget(&mut self) {
-        for lane in &mut self.lanes {
-            lane.worker.forget();
-            lane.in_flight.fill(None);
-            lane.due = false;
-        }
+        self.lanes.iter_mut().for_each(Lane::forget);
     }
 
     /// Takes a chain on: it is answered, or with the worker. Returns what it took of the turn.

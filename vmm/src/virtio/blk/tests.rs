@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vm_memory::GuestAddress;
 
 use super::request::SECTOR;
 use super::*;
