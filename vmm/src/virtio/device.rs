@@ -1,6 +1,7 @@
 //! What a virtio device is to its transport.
 
 use std::io;
+use std::iter::Sum;
 use std::os::fd::BorrowedFd;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -53,6 +54,16 @@ pub struct Traffic {
     pub from_guest: u64,
     /// Requests that failed, or data that was lost, for whatever reason.
     pub errors: u64,
+}
+
+impl Sum for Traffic {
+    fn sum<I: Iterator<Item = Self>>(parts: I) -> Self {
+        parts.fold(Self::default(), |sum, part| Self {
+            to_guest: sum.to_guest + part.to_guest,
+            from_guest: sum.from_guest + part.from_guest,
+            errors: sum.errors + part.errors,
+        })
+    }
 }
 
 /// A virtio device: identity, configuration space and the meaning of its queues.

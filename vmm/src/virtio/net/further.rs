@@ -26,6 +26,7 @@ use crate::event_loop::EventLoop;
 use crate::jail::{Filters, Thread};
 use crate::memory::Ram;
 use crate::report;
+use crate::virtio::device::Traffic;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{QueueError, Queues};
 
@@ -193,6 +194,11 @@ impl<T: Tap> Further<T> {
     /// The tap is ready.
     pub(super) fn serve_backend(&self) {
         self.with_queues(Pair::serve_backend);
+    }
+
+    /// What has passed through the pair.
+    pub(super) fn traffic(&self) -> Traffic {
+        self.lock().pair.traffic()
     }
 
     /// What the driver did to the rings, told once.

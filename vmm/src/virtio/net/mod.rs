@@ -41,7 +41,7 @@ use self::pair::Pair;
 pub use self::vhost::VhostNet;
 use crate::backend::tap::Tap;
 use crate::jail::Filters;
-use crate::virtio::device::{Device, DeviceError, DeviceId};
+use crate::virtio::device::{Device, DeviceError, DeviceId, Traffic};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::Queues;
 
@@ -193,6 +193,11 @@ impl<T: Tap> Device for Net<T> {
     fn has_thread(&self, queue: usize) -> bool {
         // But for the first pair, and the control queue behind all.
         (QUEUE_SIZES.len()..self.queue_sizes.len() / 2 * 2).contains(&queue)
+    }
+
+    fn traffic(&self) -> Traffic {
+        let further = self.multi.as_ref().map(Multi::traffic);
+        [self.first.traffic()].into_iter().chain(further).sum()
     }
 
     fn halt(&mut self) {

@@ -19,7 +19,7 @@ use crate::backend::tap::Tap;
 use crate::jail::Filters;
 use crate::rate_limit::RateLimiter;
 use crate::report;
-use crate::virtio::device::DeviceError;
+use crate::virtio::device::{DeviceError, Traffic};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{QueueError, Queues};
 
@@ -162,6 +162,11 @@ impl<T: Tap> Multi<T> {
             self.serve_control(queues)?;
         }
         Ok(())
+    }
+
+    /// What has passed through the further pairs.
+    pub(super) fn traffic(&self) -> Traffic {
+        self.further.iter().map(|pair| pair.traffic()).sum()
     }
 
     /// Where the control queue is (§5.1.2): behind all pairs, or behind the one of a driver that knows no

@@ -21,6 +21,7 @@ use self::receive::{Inbox, Receive};
 use self::transmit::Transmit;
 use crate::backend::tap::{Tap, VNET_HEADER_LEN};
 use crate::rate_limit::RateLimiter;
+use crate::virtio::device::Traffic;
 use crate::virtio::queue::{QueueError, Queues};
 
 #[cfg(test)]
@@ -57,6 +58,8 @@ pub(super) struct Pair<T> {
     outbox: Box<[u8]>,
     transmit: Transmit,
     limits: Limits,
+    /// Frames that were dropped are its errors.
+    traffic: Traffic,
 }
 
 impl<T: Tap> Pair<T> {
@@ -77,6 +80,7 @@ impl<T: Tap> Pair<T> {
             outbox: vec![0; MAX_FRAME].into_boxed_slice(),
             transmit: Transmit::Ready,
             limits,
+            traffic: Traffic::default(),
         })
     }
 
@@ -161,6 +165,11 @@ impl<T: Tap> Pair<T> {
             TX => self.transmit(queues),
             _ => Ok(()),
         }
+    }
+
+    /// What has passed through it.
+    pub(super) fn traffic(&self) -> Traffic {
+        self.traffic
     }
 
     /// Whether a chain waits for the tap.

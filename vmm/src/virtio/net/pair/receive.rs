@@ -90,6 +90,7 @@ impl<T: Tap> Pair<T> {
             if buffers.len() >= if merge { usize::from(all) } else { 1 } {
                 // No more buffers can come that would help: the frame is dropped, they stay.
                 put_back(queues, buffers.len());
+                self.traffic.errors += 1;
                 return Ok(true);
             }
             let Some(chain) = queues.pop(RX)? else {
@@ -110,6 +111,7 @@ impl<T: Tap> Pair<T> {
             buffers.push((chain.head_index(), size, buffer));
         }
 
+        self.traffic.to_guest += (len - VNET_HEADER_LEN) as u64;
         let frame = self.inbox.buffer.get_mut(..len).unwrap_or_default();
         fill(frame, &mut buffers);
         let mut left = len;

@@ -65,19 +65,24 @@ impl<T: Tap> Pair<T> {
         }
         let Some(frame) = self.outbox.get_mut(..len) else {
             // Larger than any packet: no driver sends it on purpose.
+            self.traffic.errors += 1;
             return Ok(Sent::Bytes(len));
         };
         (source.read_exact(frame)).map_err(|_| broken("frame shorter than its descriptors"))?;
         let Some((header, data)) = frame.split_first_chunk() else {
             return Err(broken("frame shorter than its header"));
         };
+        let bytes = data.len() as u64;
         if (Header::decode(header).check(self.features, data.len())).is_err() {
+            self.traffic.errors += 1;
             return Ok(Sent::Bytes(len));
         }
         match self.tap.as_mut().map(|tap| tap.send(frame)) {
-            Some(Err(e)) if e.kind() == ErrorKind::WouldBlock => Ok(Sent::Not),
+            Some(Err(e)) if e.kind() == ErrorKind::WouldBlock => return Ok(Sent::Not),
+            Some(Ok(())) => self.traffic.from_guest += bytes,
             // Not there, down or gone, or the kernel does not like the frame.
-            None | Some(Ok(()) | Err(_)) => Ok(Sent::Bytes(len)),
+            None | Some(Err(_)) => self.traffic.errors += 1,
         }
+        Ok(Sent::Bytes(len))
     }
 }

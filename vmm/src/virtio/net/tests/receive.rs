@@ -36,6 +36,12 @@ fn without_merging_a_frame_larger_than_a_buffer_is_dropped_and_the_next_arrives(
     assert_eq!(&guest.frame().unwrap()[VNET_HEADER_LEN..], b"next");
     assert!(guest.frame().is_none());
     assert_eq!(guest.driver.free(RX), 256 - 3);
+    let counted = Traffic {
+        to_guest: 4,
+        errors: 1,
+        ..Traffic::default()
+    };
+    assert_eq!(guest.net.traffic(), counted);
 }
 
 /// Ingress without buffers must neither spin nor freeze the card for good.

@@ -42,6 +42,12 @@ fn a_frame_that_asks_for_what_was_not_negotiated_is_dropped() {
     guest.send(&[Buffer::Readable(&PLAIN), Buffer::Readable(b"plain")]);
     assert_eq!(guest.sent().unwrap(), b"plain");
     assert!(guest.sent().is_none());
+    let counted = Traffic {
+        from_guest: 5,
+        errors: 1,
+        ..Traffic::default()
+    };
+    assert_eq!(guest.net.traffic(), counted);
     assert!(guest.driver.used(TX).is_some());
     assert!(guest.driver.used(TX).is_some());
 }
