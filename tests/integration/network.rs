@@ -266,24 +266,23 @@ fn a_namespace_serves_one_container_after_another() {
     let port = listener.local_addr().unwrap().port().to_string();
 
     for name in ["first", "second"] {
-        let served = thread::scope(|scope| {
-            let server = scope.spawn(|| {
-                let (mut stream, peer) = listener.accept().unwrap();
-                stream.write_all(&vec![b'x'; 1 << 20]).unwrap();
-                peer.ip().to_string()
-            });
-            let run = host
-                .container(name)
-                .options(&["--with-ns", &namespace.option()])
-                .run(&[
-                    "sh",
-                    "-c",
-                    &format!("nc 192.0.2.1 {port} </dev/null | wc -c"),
-                ]);
-            assert_eq!(run.output(), "1048576", "{run:?}");
-            server.join().unwrap()
+        // Nobody waits for it when the container has not connected.
+        let listener = listener.try_clone().unwrap();
+        let server = thread::spawn(move || {
+            let (mut stream, peer) = listener.accept().unwrap();
+            stream.write_all(&vec![b'x'; 1 << 20]).unwrap();
+            peer.ip().to_string()
         });
-        assert_eq!(served, "192.0.2.7");
+        let run = host
+            .container(name)
+            .options(&["--with-ns", &namespace.option()])
+            .run(&[
+                "sh",
+                "-c",
+                &format!("nc 192.0.2.1 {port} </dev/null | wc -c"),
+            ]);
+        assert_eq!(run.output(), "1048576", "{run:?}");
+        assert_eq!(server.join().unwrap(), "192.0.2.7");
     }
 }
 
