@@ -10,6 +10,8 @@ use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
+use std::sync::mpsc;
+use std::thread;
 
 use seccompiler::sock_filter;
 
@@ -83,6 +85,34 @@ impl Filters {
         }
         THREAD.set(thread.name());
         seccompiler::apply_filter(thread.filter()).map_err(io::Error::other)
+    }
+
+    /// Starts a thread called `name` that does `work` for a device, once it is confined.
+    ///
+    /// # Errors
+    /// When the host has no thread to spare, or it cannot be confined.
+    pub fn start(
+        self,
+        kind: Thread,
+        name: String,
+        work: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
+        let (tell, told) = mpsc::sync_channel(1);
+        thread::Builder::new()
+            .name(name)
+            .stack_size(128 * 1024)
+            .spawn(move || {
+                let confined = self.confine(kind);
+                let works = confined.is_ok();
+                // Whoever started this thread waits for the word.
+                let _ = tell.send(confined);
+                drop(tell);
+                if works {
+                    work();
+                }
+            })?;
+        let died = || io::Error::other("the thread has ended");
+        told.recv().map_err(|_| died())?
     }
 }
 

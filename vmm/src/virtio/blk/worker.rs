@@ -17,8 +17,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
-use std::thread;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::job::{Done, Job};
@@ -64,22 +63,7 @@ impl Worker {
     ) -> io::Result<Self> {
         let this = Self::idle(bell)?;
         let shared = Arc::clone(&this.shared);
-        let (tell, told) = mpsc::sync_channel(1);
-        thread::Builder::new()
-            .name(name)
-            .stack_size(128 * 1024)
-            .spawn(move || {
-                let confined = filters.confine(Thread::Disk);
-                let serves = confined.is_ok();
-                // Whoever started this thread waits for the word.
-                let _ = tell.send(confined);
-                drop(tell);
-                if serves {
-                    shared.serve(run);
-                }
-            })?;
-        let died = || io::Error::other("the thread has ended");
-        told.recv().map_err(|_| died())??;
+        filters.start(Thread::Disk, name, move || shared.serve(run))?;
         Ok(this)
     }
 
@@ -195,6 +179,7 @@ impl std::fmt::Debug for Shared {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
     use std::time::Duration;
 
     use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};

@@ -13,8 +13,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::thread;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 use virtio_queue::Queue;
@@ -264,23 +263,10 @@ impl<T: Tap + 'static> Further<T> {
         }
         events.add(self.lock().pair.backend().as_raw_fd(), Token::Tap)?;
         let this = Arc::clone(self);
-        let (tell, told) = mpsc::sync_channel(1);
-        thread::Builder::new()
-            .name(name)
-            .stack_size(128 * 1024)
-            .spawn(move || {
-                let confined = filters.confine(Thread::Card);
-                let serves = confined.is_ok();
-                // Whoever started this thread waits for the word.
-                let _ = tell.send(confined);
-                drop(tell);
-                if serves {
-                    this.run(events);
-                }
-                drop(over);
-            })?;
-        let died = || io::Error::other("the thread has ended");
-        told.recv().map_err(|_| died())??;
+        filters.start(Thread::Card, name, move || {
+            this.run(events);
+            drop(over);
+        })?;
         Ok(handle)
     }
 
