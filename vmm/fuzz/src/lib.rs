@@ -6,7 +6,9 @@
 
 mod memory;
 
-use std::os::fd::AsFd;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
 
 use arbitrary::{Result, Unstructured};
 use hull_vmm::bus::{BusDevice, Slot};
@@ -14,10 +16,23 @@ use hull_vmm::virtio::device::Device;
 use hull_vmm::virtio::mmio::{Changing, Mmio};
 use hull_vmm::virtio::queue::testing::Buffer;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{Bytes, GuestAddress};
 
 use self::memory::Lent;
 pub use self::memory::wipe;
+
+/// A file of the host's with that content, at whose end it is.
+///
+/// # Panics
+/// When there is no memory for it.
+pub fn file(content: &[u8]) -> OwnedFd {
+    let mut file: File = memfd_create("file", MemfdFlags::CLOEXEC)
+        .expect("memory")
+        .into();
+    file.write_all(content).expect("memory");
+    file.into()
+}
 
 /// Rounds after which an event loop without a guest is taken to spin. A guest can leave a few
 /// thousand chains behind, of which each round serves at least one.

@@ -2,17 +2,13 @@
 //! system, and the device tree that tells of them. On any machine: nothing of it needs KVM.
 #![no_main]
 
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::OwnedFd;
-
 use arbitrary::{Result, Unstructured};
+use hull_fuzz::file;
 use hull_vmm::arch::Description;
 use hull_vmm::arch::aarch64::{self, DEVICE_BASE, Gic, MAX_DEVICES, MAX_VCPUS};
 use hull_vmm::loader::initrd;
 use hull_vmm::memory::{self, Ram};
 use libfuzzer_sys::fuzz_target;
-use rustix::fs::MemfdFlags;
 use vm_memory::{Bytes, GuestAddress};
 
 /// Little memory, so that a few bytes' sizes are too large for it.
@@ -60,14 +56,6 @@ fn image(bytes: &mut Unstructured<'_>) -> Result<(Vec<u8>, u64)> {
         }
     }
     Ok((image, offset))
-}
-
-fn file(content: &[u8]) -> OwnedFd {
-    let mut file: File = rustix::fs::memfd_create("file", MemfdFlags::CLOEXEC)
-        .expect("memory")
-        .into();
-    file.write_all(content).expect("memory");
-    file.into()
 }
 
 /// Words as long as a kernel takes, and longer, of any characters.

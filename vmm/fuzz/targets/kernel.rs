@@ -2,16 +2,12 @@
 //! line. Files of the host, but perhaps of somebody the host's administrator should not have trusted.
 #![no_main]
 
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::OwnedFd;
-
 use arbitrary::{Result, Unstructured};
+use hull_fuzz::file;
 use hull_vmm::arch::{self, Description, Interrupts};
 use hull_vmm::loader::initrd;
 use hull_vmm::memory::{self, Ram};
 use libfuzzer_sys::fuzz_target;
-use rustix::fs::MemfdFlags;
 use vm_memory::GuestAddress;
 
 /// Little memory, so that a few bytes' sizes are too large for it.
@@ -54,14 +50,6 @@ fn kernel(bytes: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let rest = bytes.int_in_range(0..=1024)?;
     file.extend(bytes.bytes(rest.min(bytes.len()))?);
     Ok(file)
-}
-
-fn file(content: &[u8]) -> OwnedFd {
-    let mut file: File = rustix::fs::memfd_create("file", MemfdFlags::CLOEXEC)
-        .expect("memory")
-        .into();
-    file.write_all(content).expect("memory");
-    file.into()
 }
 
 thread_local! {
