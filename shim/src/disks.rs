@@ -21,9 +21,6 @@ use crate::vmm_process::Control;
 /// How long the agent may take to find disks, or to write back what it holds of them.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The VMM's number of the first disk that can be a container's: the one before is the machine's own.
-const FIRST: usize = 1;
-
 /// Why a container does not get its disks.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
@@ -56,7 +53,7 @@ pub struct Disks {
 
 #[derive(Debug)]
 struct Slots {
-    /// Who has which of the disks after the machine's own, which is the VMM's first.
+    /// Who has which of the machine's disks, by the VMM's numbers: all are containers'.
     owners: Vec<Option<Owner>>,
     /// How many block devices the machine has ever had.
     count: usize,
@@ -71,7 +68,7 @@ struct Owner {
 impl Slots {
     /// Those of container `id`, by the VMM's numbers.
     fn of(&self, id: &str) -> Vec<(usize, String)> {
-        let owners = (FIRST..).zip(&self.owners);
+        let owners = self.owners.iter().enumerate();
         let owned = owners.filter_map(|(number, owner)| Some((number, owner.as_ref()?)));
         owned
             .filter(|(_, owner)| owner.container == id)
@@ -81,10 +78,8 @@ impl Slots {
 
     /// Gives container `id` disks with these serial numbers; returns the disks' own.
     fn take(&mut self, id: &str, serials: &[String]) -> Result<Vec<usize>, DiskError> {
-        let free = (FIRST..)
-            .zip(&mut self.owners)
-            .filter(|(_, owner)| owner.is_none());
-        let mut free: Vec<_> = free.collect();
+        let owners = self.owners.iter_mut().enumerate();
+        let mut free: Vec<_> = owners.filter(|(_, owner)| owner.is_none()).collect();
         if free.len() < serials.len() {
             let (wanted, free) = (serials.len(), free.len());
             return Err(DiskError::Full { wanted, free });
@@ -104,8 +99,8 @@ impl Slots {
 }
 
 impl Disks {
-    /// Takes over from the boot: the machine has its own disk, those with the serial numbers `first` for
-    /// container `id`, and `spare` without a file.
+    /// Takes over from the boot: the machine has disks with the serial numbers `first` for container
+    /// `id`, and `spare` without a file.
     #[must_use]
     pub fn of(id: &str, first: &[String], spare: u8, control: Control, agent: AgentClient) -> Self {
         let mut slots = Slots {
@@ -168,7 +163,7 @@ impl Disks {
             if let Err(e) = self.control.unplug_disk(number) {
                 warn!("close a disk of {id}: {e}");
             }
-            self.slots().owners[number - FIRST] = None;
+            self.slots().owners[number] = None;
         }
     }
 
@@ -198,20 +193,17 @@ mod tests {
             owners: vec![None; 3],
             count: 0,
         };
-        assert_eq!(slots.take("ebb", &names(&["volume0"])).unwrap(), [FIRST]);
-        assert_eq!(
-            slots.take("flow", &names(&["volume1"])).unwrap(),
-            [FIRST + 1]
-        );
+        assert_eq!(slots.take("ebb", &names(&["volume0"])).unwrap(), [0]);
+        assert_eq!(slots.take("flow", &names(&["volume1"])).unwrap(), [1]);
         let two = slots.take("reef", &names(&["volume2", "volume3"]));
         let error = two.unwrap_err().to_string();
         assert!(error.contains("1 more block devices, not 2"), "{error}");
         assert_eq!((slots.of("reef"), slots.count), (vec![], 2));
-        assert_eq!(slots.of("flow"), [(FIRST + 1, "volume1".to_owned())]);
+        assert_eq!(slots.of("flow"), [(1, "volume1".to_owned())]);
 
         slots.owners[0] = None;
         let taken = slots.take("reef", &names(&["volume2", "volume3"]));
-        assert_eq!(taken.unwrap(), [FIRST, FIRST + 2]);
+        assert_eq!(taken.unwrap(), [0, 2]);
         assert_eq!(slots.count, 4);
     }
 }
