@@ -25,7 +25,7 @@ pub use initramfs::Initramfs;
 pub use process::Process;
 pub use systemd::Systemd;
 pub use tap::Tap;
-pub use trace::Trace;
+pub use trace::{AttachedTrace, Trace};
 pub use vm::{Machine, Vm};
 
 /// Name under which containerd knows Hull.

@@ -1,14 +1,22 @@
 //! `hull-vmm` under strace: which system calls each kind of thread makes once its filter holds.
+//!
+//! [`Trace`] has all threads from their start; [`AttachedTrace`] has one of a machine that runs, and takes
+//! no time of those that start it.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use tempfile::{NamedTempFile, TempDir};
+
+use crate::Process;
 
 /// A program that becomes `hull-vmm`, with each thread's calls in a file of its own.
 #[derive(Debug)]
 pub struct Trace {
-    folder: tempfile::TempDir,
+    folder: TempDir,
 }
 
 impl Default for Trace {
@@ -70,10 +78,59 @@ impl Trace {
             if let Some((before, after)) = confined
                 && is_one(before)
             {
-                let lines = after.lines().skip(1);
-                calls.extend(lines.filter_map(|line| Some(line.split_once('(')?.0.to_owned())));
+                calls.extend(after.lines().skip(1).filter_map(call_of));
             }
         }
         calls
     }
+}
+
+/// strace on one thread of a machine that runs.
+#[derive(Debug)]
+pub struct AttachedTrace {
+    strace: Child,
+    file: NamedTempFile,
+}
+
+impl AttachedTrace {
+    /// Of the thread of `process` that is named `name`.
+    ///
+    /// # Panics
+    /// When there is none of that name, or strace cannot be started.
+    #[must_use]
+    pub fn of(process: &Process, name: &str) -> Self {
+        let threads = process.of_each_thread("Pid");
+        let thread = (threads.get(name)).unwrap_or_else(|| panic!("no {name} in {threads:?}"));
+        let file = NamedTempFile::new().expect("make a file");
+        let strace = Command::new("strace")
+            .args(["-p", thread, "-o"])
+            .arg(file.path())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start strace; is it installed?");
+        Self { strace, file }
+    }
+
+    /// The calls it has made so far since strace came.
+    ///
+    /// # Panics
+    /// When the trace cannot be read.
+    #[must_use]
+    pub fn calls(&self) -> BTreeSet<String> {
+        let trace = fs::read_to_string(self.file.path()).expect("read a trace");
+        trace.lines().filter_map(call_of).collect()
+    }
+}
+
+impl Drop for AttachedTrace {
+    fn drop(&mut self) {
+        // It fails only when strace has ended, with its thread.
+        let _ = self.strace.kill();
+        let _ = self.strace.wait();
+    }
+}
+
+/// The name of the call in a line of strace's.
+fn call_of(line: &str) -> Option<String> {
+    Some(line.split_once('(')?.0.to_owned())
 }
