@@ -1,0 +1,13 @@
+//! The system calls that Rust cannot check, behind signatures that it can.
+
+mod bpf;
+mod descriptors;
+mod network;
+mod process;
+
+pub use self::bpf::{ProgramKind, attach_program, link_program, load_program};
+pub use self::descriptors::{receive_fd, set_window_size, watch};
+pub use self::network::{
+    Channels, bring_up_loopback, channels, network_namespace_cookie, set_channels,
+};
+pub use self::process::{fork, kill};
