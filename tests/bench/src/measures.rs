@@ -186,6 +186,9 @@ pub(crate) struct Setting {
     folder: TempDir,
 }
 
+/// The guest's image.
+const IMAGE: &str = "/usr/lib/hull/guest.erofs";
+
 /// Size of the disk that is measured.
 const DISK: u64 = 128 << 20;
 
@@ -247,7 +250,7 @@ fn agents(setting: &Setting) -> Machine<'_> {
         qemu: &setting.qemu,
         cmdline: hull_shim::sandbox::CMDLINE.to_owned(),
         initrd: None,
-        root: Some(Path::new("/usr/lib/hull/guest.erofs")),
+        root: Some(Path::new(IMAGE)),
         disk: None,
         tap: None,
         share: None,
@@ -277,7 +280,7 @@ fn start(setting: &Setting, vmm: Vmm) -> anyhow::Result<Figures> {
         ("ready", ready),
         ("user-exits", counter("io_exits")? + counter("mmio_exits")?),
         ("exits", counter("exits")?),
-        ("memory", process::private_kib(pid)?),
+        ("memory", process::private_kib(pid, Path::new(IMAGE))?),
         ("threads", threads.len() as f64),
     ];
     Ok(figures.map(|(key, value)| (key.to_owned(), value)).into())

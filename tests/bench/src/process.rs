@@ -1,12 +1,17 @@
 //! What a VMM costs, as its host's kernel tells.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use anyhow::Context;
 
 /// Memory of a process but for its guest's, in KiB: the proportional shares of all mappings whose
-/// file is not a memory file (proc_pid_smaps(5)).
-pub(crate) fn private_kib(pid: u32) -> anyhow::Result<f64> {
+/// file is neither a memory file nor `image`, which the guest may read in place (proc_pid_smaps(5)).
+pub(crate) fn private_kib(pid: u32, image: &Path) -> anyhow::Result<f64> {
+    // The fifth word; the name, in a jail, may be another.
+    let image = fs::metadata(image).context("look at the guest's image")?;
+    let image = format!(" {} ", image.ino());
     let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).context("read its mappings")?;
     let (mut is_guest, mut sum) = (false, 0.0);
     for line in maps.lines() {
@@ -18,7 +23,7 @@ pub(crate) fn private_kib(pid: u32) -> anyhow::Result<f64> {
             }
             // A mapping's first line begins with its addresses.
             Some(word) if word.contains('-') && !word.ends_with(':') => {
-                is_guest = line.contains("/memfd:");
+                is_guest = line.contains("/memfd:") || line.contains(image.as_str());
             }
             _ => {}
         }
