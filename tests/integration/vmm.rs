@@ -39,6 +39,21 @@ fn every_vcpu_and_all_memory_is_there() {
     assert!(console.contains("2\r\nMiB 1"), "{console}");
 }
 
+/// Its kernel has 20 MiB or so, and what Linux fills early is as much again.
+#[test]
+fn what_is_filled_first_is_in_large_pages_of_the_hosts() {
+    let _host = Host::take();
+    let vm = Machine::with_script("echo ready; sleep 1000").boot();
+    vm.wait_for("ready");
+    let maps = Process::of(&vm.pid().to_string()).read("smaps");
+    let large = maps
+        .lines()
+        .filter_map(|line| line.strip_prefix("ShmemPmdMapped:"));
+    let kib = large.map(|rest| rest.trim().trim_end_matches(" kB").parse::<u32>().unwrap());
+    let mib = kib.sum::<u32>() >> 10;
+    assert!(mib >= 16, "{mib} MiB in large pages: {maps}");
+}
+
 /// The guest starts with 128 MiB, fills a file of 130 in memory, and gives it back, but for a few blocks in
 /// which its kernel may have put something of its own.
 #[test]

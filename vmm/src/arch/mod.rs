@@ -7,6 +7,7 @@
 //! | `DEVICE_BASE`, `LAST_WORDS`, `device_gsis`, `MAX_DEVICES`, `SERIAL_GSI`, `MAX_VCPUS` | places and bounds |
 //! | `REGISTERS_IN_MEMORY` | how a driver may read a device's registers |
 //! | `ram_ranges`, `hotplug_range`, `vm_type` | where memory is or may be plugged, and what KVM has to know of it |
+//! | `filled_first` | what of memory the loader and Linux fill, whatever the guest does |
 //! | `Kernel`, `load_kernel`, `initrd_address` | the kernel's file in memory |
 //! | `prepare_vm`, `Interrupts` | interrupt controllers, before and after the vCPUs are made |
 //! | `attach_legacy` | what is no virtio device |

@@ -1,5 +1,6 @@
 //! Builds the machine: a flat recipe in boot order.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
@@ -145,7 +146,13 @@ pub(super) fn build(
         shown,
         ..
     } = &space;
-    let kernel = arch::load_kernel(boot_ram, config.kernel)?;
+    let kernel = File::from(config.kernel);
+    // What is wrong with the file the loader tells.
+    let bytes = memory::file_len(&kernel).unwrap_or(0);
+    for range in arch::filled_first(boot_ram, bytes) {
+        memory::use_large_pages(boot_ram, range);
+    }
+    let kernel = arch::load_kernel(boot_ram, kernel.into())?;
     let place = |len| arch::initrd_address(boot_ram, &kernel, len);
     let initrd = (config.initrd)
         .map(|file| initrd::load(boot_ram, file, place))

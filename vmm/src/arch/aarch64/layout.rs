@@ -13,7 +13,11 @@
 //! Interrupts that are shared by all processors (SPIs) have their GSI's number (KVM's default
 //! routing): the GIC calls them 32 more.
 
+use std::ops::Range;
+
 use vm_memory::GuestAddress;
+
+use crate::memory::Ram;
 
 /// Processors, of which a redistributor each has room. As many as on x86_64, so that a machine's
 /// description holds on both.
@@ -86,6 +90,12 @@ pub fn hotplug_range(ram: u64, bytes: u64) -> Option<(GuestAddress, usize)> {
     let start = (RAM.checked_add(ram)?).checked_next_multiple_of(HOTPLUG_ALIGNMENT)?;
     start.checked_add(bytes)?;
     Some((GuestAddress(start), usize::try_from(bytes).ok()?))
+}
+
+/// What is filled whatever the guest does: by the loader, of a kernel's file of `bytes` bytes.
+#[must_use]
+pub fn filled_first(_: &Ram, bytes: u64) -> [Range<GuestAddress>; 1] {
+    [GuestAddress(KERNEL)..GuestAddress(KERNEL.saturating_add(bytes))]
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ pub use gic::Gic;
 pub use kernel::{Kernel, KernelError, initrd_address, load_kernel};
 pub use layout::{
     DEVICE_BASE, LAST_WORDS, MAX_DEVICES, MAX_VCPUS, REGISTERS_IN_MEMORY, SERIAL_GSI, device_gsis,
-    hotplug_range, ram_ranges,
+    filled_first, hotplug_range, ram_ranges,
 };
 #[cfg(target_arch = "aarch64")]
 pub use setup::*;

@@ -54,6 +54,9 @@ pub(super) const CMDLINE_LEN: usize = 0x1_0000;
 pub(super) const LOW_RAM_END: u64 = 0x9_fc00;
 /// Where the guest's kernel looks for the MP table.
 pub(super) const MP_TABLE: u64 = 0xf_0000;
+/// Where Linux is linked to be (CONFIG_PHYSICAL_START).
+pub(super) const LINUX: u64 = 0x100_0000;
+
 /// Memory above the hole.
 pub(super) const HIGH_RAM: u64 = 0x10_0000;
 
@@ -120,6 +123,17 @@ pub(super) fn early(ram: &Ram, kernel: GuestAddress) -> [Range<GuestAddress>; 2]
     [last(bytes, end), last(FIRST_FREE, kernel.0)]
 }
 
+/// What is filled whatever the guest does, by the loader of a kernel's file of `bytes` bytes, about as many as
+/// it fills, and by Linux.
+#[must_use]
+pub fn filled_first(ram: &Ram, bytes: u64) -> [Range<GuestAddress>; 2] {
+    let [last, before] = early(ram, GuestAddress(LINUX));
+    [
+        before.start..GuestAddress(LINUX.saturating_add(bytes)),
+        last,
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,6 +149,15 @@ mod tests {
             (last.end.0 - last.start.0) >> 20
         };
         assert_eq!((early(512), early(4096), early(64 << 10)), (12, 64, 64));
+    }
+
+    #[test]
+    fn what_is_filled_first_is_what_is_taken_early_and_the_kernel() {
+        let ram = memory::allocate(&ram_ranges(256 << 20)).unwrap();
+        let [kernel, last] = filled_first(&ram, 20 << 20);
+        assert_eq!(kernel, GuestAddress(8 << 20)..GuestAddress(36 << 20));
+        assert_eq!(last, GuestAddress(248 << 20)..GuestAddress(256 << 20));
+        assert_eq!(filled_first(&ram, u64::MAX)[0].end.0, u64::MAX);
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub use cpuid::{CpuidError, Supported};
 pub use kernel::{Kernel, KernelError, load_kernel};
 pub use layout::{
     DEVICE_BASE, LAST_WORDS, MAX_DEVICES, MAX_VCPUS, REGISTERS_IN_MEMORY, device_gsis,
-    hotplug_range, ram_ranges,
+    filled_first, hotplug_range, ram_ranges,
 };
 pub use mptable::MpTableError;
 pub use regs::RegisterError;
