@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Read;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
@@ -42,12 +42,12 @@ fn names(list: &str) -> BTreeSet<&str> {
     rules(list).iter().map(|rule| rule.name).collect()
 }
 
-/// Makes a call in a child that is confined as `thread`; returns how it ended and what it said.
+/// Works in a child that is prepared for filters; returns how it ended and what it said.
 #[expect(unsafe_code, reason = "a child that does something forbidden")]
-fn attempt(thread: Thread, call: i64, arguments: [i64; 6]) -> (ExitStatus, String) {
+fn in_child(work: impl FnOnce(Filters)) -> (ExitStatus, String) {
     let (mut said, says) = std::io::pipe().unwrap();
-    // SAFETY: the child allocates nothing (`confine` does only on failure), makes system calls and
-    // ends without running destructors.
+    // SAFETY: the child has one thread, works, and ends without running destructors; the C library
+    // keeps its allocator whole in it (fork(3)).
     let child = unsafe { libc::fork() };
     assert!(child >= 0, "fork: {}", std::io::Error::last_os_error());
     if child == 0 {
@@ -59,11 +59,8 @@ fn attempt(thread: Thread, call: i64, arguments: [i64; 6]) -> (ExitStatus, Strin
         };
         if setrlimit(Resource::Core, no_dump).is_ok()
             && let Ok(filters) = Filters::prepare()
-            && filters.confine(thread).is_ok()
         {
-            let [a, b, c, d, e, f] = arguments;
-            // SAFETY: the kernel checks the arguments; nothing of Rust's is used after it.
-            unsafe { libc::syscall(call, a, b, c, d, e, f) };
+            work(filters);
             // SAFETY: ends the process.
             unsafe { libc::syscall(libc::SYS_exit_group, 0) };
         }
@@ -78,6 +75,20 @@ fn attempt(thread: Thread, call: i64, arguments: [i64; 6]) -> (ExitStatus, Strin
     let mut text = String::new();
     said.read_to_string(&mut text).unwrap();
     (ExitStatus::from_raw(status), text)
+}
+
+/// Makes a call in a child that is confined as `thread`.
+#[expect(unsafe_code, reason = "a call that may be forbidden")]
+fn attempt(thread: Thread, call: i64, arguments: [i64; 6]) -> (ExitStatus, String) {
+    in_child(|filters| {
+        if filters.confine(thread).is_err() {
+            // SAFETY: ends the process.
+            unsafe { libc::_exit(99) };
+        }
+        let [a, b, c, d, e, f] = arguments;
+        // SAFETY: the kernel checks the arguments; nothing of Rust's is used after it.
+        unsafe { libc::syscall(call, a, b, c, d, e, f) };
+    })
 }
 
 fn is_stopped(thread: Thread, call: i64, arguments: [i64; 6]) -> bool {
@@ -168,6 +179,27 @@ fn arguments_are_looked_at() {
             let protect = [0, 0, code.into(), 0, 0, 0];
             assert!(is_stopped(thread, libc::SYS_mprotect, protect));
         }
+    }
+}
+
+/// A disk's file may be taken away while its thread works on it, and is closed there. A card's thread waits
+/// with descriptors of its own.
+#[test]
+#[expect(unsafe_code, reason = "closes a descriptor as a release does")]
+fn the_threads_of_devices_close_what_they_have_and_end() {
+    for thread in [Thread::Disk, Thread::Card] {
+        let (status, said) = in_child(|filters| {
+            let file = tempfile::tempfile().unwrap().into_raw_fd();
+            // SAFETY: nobody else owns it. Dropped as a file, it would first be asked whether it is open
+            // (`fcntl`), in a test's build alone.
+            let work = move || _ = unsafe { libc::close(file) };
+            (filters.start(thread, "device".to_owned(), work)).unwrap();
+            let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+            while threads() > 1 {
+                std::thread::yield_now();
+            }
+        });
+        assert!(status.success(), "{thread:?}: {status}, {said:?}");
     }
 }
 
