@@ -7,8 +7,9 @@
 //!      └────────── reset, halt ──────────┴── a broken chain ──▶ failed ── the event loop hears of it
 //! ```
 //! The thread takes the pair's lock for a turn, as long as the event loop takes a card's: 256 frames each
-//! way. Whoever changes something, the loop or the vCPU that resets the card, waits for that long; the
-//! thread itself holds no other lock. A queue of the tap that the driver does not use is detached:
+//! way. Whoever changes something, the loop or the vCPU that resets the card, waits for one such turn and
+//! not for more, however busy the thread is: whoever waits is next. The thread itself holds no other lock
+//! meanwhile. A queue of the tap that the driver does not use is detached:
 //! the kernel would go on to give it frames that nobody reads.
 
 use std::io;
@@ -62,6 +63,9 @@ pub(super) struct Further<T> {
     kicks: [EventFd; 2],
     interrupt: Interrupt,
     bell: Arc<Bell>,
+    /// Held by whoever waits for the state. A mutex alone is not fair: a thread that lets go of it has it again
+    /// before those who wait are awake.
+    next: Mutex<()>,
     state: Mutex<State<T>>,
 }
 
@@ -109,6 +113,7 @@ impl<T: Tap> Further<T> {
             kicks: [receive.try_clone()?, transmit.try_clone()?],
             interrupt: Interrupt::new(interrupt.line().try_clone()?),
             bell: Arc::clone(bell),
+            next: Mutex::default(),
             state: Mutex::new(State {
                 pair: Pair::new(Limits::default())?,
                 work: Work::Resting,
@@ -184,10 +189,11 @@ impl<T: Tap> Further<T> {
     /// The driver notified queue `index` of the pair. What is notified and is none of the pair's may
     /// be the event loop's: it is called.
     pub(super) fn serve(&self, index: usize) {
-        if matches!(self.lock().work, Work::Resting) {
+        let mut state = self.lock();
+        if matches!(state.work, Work::Resting) {
             self.bell.ring();
         }
-        self.with_queues(|pair, queues| pair.serve(index, queues));
+        self.work(&mut state, |pair, queues| pair.serve(index, queues));
     }
 
     /// The tap is ready.
@@ -216,12 +222,19 @@ impl<T: Tap> Further<T> {
         &self,
         work: impl FnOnce(&mut Pair<T>, &mut Queues<'_>) -> Result<(), QueueError>,
     ) {
-        let mut state = self.lock();
+        self.work(&mut self.lock(), work);
+    }
+
+    fn work(
+        &self,
+        state: &mut State<T>,
+        work: impl FnOnce(&mut Pair<T>, &mut Queues<'_>) -> Result<(), QueueError>,
+    ) {
         let State {
             pair,
             work: Work::Serving { ram, rings },
             ..
-        } = &mut *state
+        } = state
         else {
             return;
         };
@@ -234,6 +247,7 @@ impl<T: Tap> Further<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
+        let _next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -300,5 +314,55 @@ pub(super) struct Handle(EventFd);
 impl Drop for Handle {
     fn drop(&mut self) {
         let _ = self.0.write(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::backend::tap::TapFile;
+    use crate::virtio::queue::testing::Driver;
+
+    #[test]
+    fn whoever_wants_a_busy_pair_is_next() {
+        let mut driver = Driver::new(&[16, 16]);
+        let queues = driver.queues();
+        let kicks = queues.kicks().try_into().unwrap();
+        let bell = Arc::new(Bell::new().unwrap());
+        let pair = Further::<TapFile>::new(kicks, queues.interrupt(), &bell).unwrap();
+        pair.begin(0, queues.ram(), Vec::new());
+        let (turns, over) = (AtomicU32::new(0), AtomicBool::new(false));
+
+        let mut waited = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(SeqCst) {
+                    pair.with_queues(|_, _| {
+                        turns.fetch_add(1, SeqCst);
+                        thread::sleep(Duration::from_millis(2));
+                        Ok(())
+                    });
+                }
+            });
+            let wait = |_| {
+                let before = turns.load(SeqCst);
+                while turns.load(SeqCst) == before {
+                    thread::yield_now();
+                }
+                let before = turns.load(SeqCst);
+                let _ = pair.traffic();
+                turns.load(SeqCst) - before
+            };
+            let waited: Vec<u32> = (0..25).map(wait).collect();
+            over.store(true, SeqCst);
+            waited
+        });
+
+        // Between looking and asking this thread may lose its processor, now and then.
+        waited.sort_unstable();
+        assert!(waited[12] <= 1, "turns that were waited for: {waited:?}");
     }
 }
