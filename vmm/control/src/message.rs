@@ -32,7 +32,7 @@ pub enum Request {
         disk: usize,
         /// Nobody may write to it.
         read_only: bool,
-        /// By which the guest recognizes it; 20 bytes.
+        /// By which the guest recognizes it; at most 20 bytes.
         serial: String,
     },
     /// Take a disk's file away and close it, whether or not the guest has let go of it.

@@ -12,7 +12,7 @@ const STANDARD_DEVICES: usize = 2;
 const MIN_MEMORY_MIB: u32 = 16;
 
 /// Bytes of a disk's serial number (virtio 1.3 §5.2.6.1).
-const MAX_SERIAL: usize = 20;
+pub(super) const MAX_SERIAL: usize = 20;
 
 /// Why a configuration makes no machine.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

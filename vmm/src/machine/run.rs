@@ -2,11 +2,12 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use vmm_control::{Channel, Event, ExitReason, ReceiveError, Request};
 
 use super::build::{Machine, SharedBalloon, SharedDisk, SharedMemory, SharedVsock};
+use super::config::MAX_SERIAL;
 use super::counters::Counters;
 use super::nics::SharedNic;
 use super::vcpus::{Context, Vcpus};
@@ -56,18 +57,27 @@ pub(super) struct Reach {
 }
 
 impl Reach {
-    /// Notes what the devices have counted.
+    /// Notes what the devices have counted. One that a vCPU is at, which may wait for a daemon, keeps what
+    /// was noted last: nobody waits for a count.
     fn note(&self, counters: &Counters) {
-        if let Some(memory) = &self.memory {
-            let mut slot = memory.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mut slot) = self.memory.as_ref().and_then(at_once) {
             let device = slot.device();
             counters.memory(device.requested(), device.plugged());
         }
-        let slots = (self.slots.iter()).map(|slot| {
-            let slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-            slot.counters()
-        });
-        counters.devices(slots.collect());
+        let slots = self
+            .slots
+            .iter()
+            .map(|slot| Some(at_once(slot)?.counters()));
+        counters.devices(slots);
+    }
+}
+
+/// What a lock guards, unless somebody holds it.
+fn at_once<T: ?Sized>(lock: &Arc<Mutex<T>>) -> Option<MutexGuard<'_, T>> {
+    match lock.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
     }
 }
 
@@ -260,6 +270,9 @@ fn plug_disk(
 ) -> Result<(), String> {
     let disk = disk.ok_or("there is none of that number")?;
     let file = (fds.into_iter().next()).ok_or("no file came with the request")?;
+    if serial.len() > MAX_SERIAL {
+        return Err(format!("{serial:?} has more than {MAX_SERIAL} bytes"));
+    }
     let mut slot = disk.lock().unwrap_or_else(PoisonError::into_inner);
     if slot.device().is_inserted() {
         return Err("it has a file".to_owned());
