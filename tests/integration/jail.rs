@@ -56,7 +56,7 @@ fn a_running_machine_can_do_nothing_on_its_host() {
 
     // Limits; no memory of the guest's in a dump.
     assert_eq!(vmm.limits("Max core file size"), ["0", "0"]);
-    assert_eq!(vmm.limits("Max processes"), ["144", "144"]);
+    assert_eq!(vmm.limits("Max processes"), ["334", "334"]);
     assert_eq!(vmm.limits("Max open files"), ["4096", "4096"]);
     let owner = fs::metadata(vmm.path("maps")).unwrap().uid();
     assert_eq!(

@@ -12,9 +12,9 @@ use super::{JailError, step};
 /// until the shim has taken it, and what the machine is made of.
 const DESCRIPTORS: u64 = 4096;
 
-/// Threads: 64 vCPUs, four for each of a dozen disks, three for each of four cards, the event loop, what KVM and vhost-net start in
+/// Threads: as many vCPUs as a machine may have, four for each of a dozen disks, three for each of four cards, the event loop, what KVM and vhost-net start in
 /// our name, and room.
-const THREADS: u64 = 144;
+const THREADS: u64 = 254 + 80;
 
 /// Closes what a parent left open, but for the standard streams and `control`.
 #[expect(unsafe_code, reason = "closing descriptors by their numbers")]
@@ -77,5 +77,16 @@ pub(super) fn share_no_core() -> Result<(), JailError> {
         // No core of this host runs two threads at a time, so none can be shared.
         Ok(()) | Err(Errno::NODEV) => Ok(()),
         Err(e) => Err(JailError::CoreScheduling(e.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::MAX_VCPUS;
+
+    #[test]
+    fn each_vcpu_that_a_machine_may_have_has_its_thread() {
+        assert!(THREADS >= u64::from(MAX_VCPUS) + 80);
     }
 }
