@@ -47,9 +47,6 @@ pub enum NetworkError {
     /// Nobody is in it.
     #[error("container {0:?}, whose network is to be set up, is not here")]
     NoContainer(String),
-    /// The kernel refuses a socket.
-    #[error("ask for the queues of network cards")]
-    Queues(#[source] io::Error),
     /// The kernel refuses the programs.
     #[error("redirect what is sent to the addresses that the host has, too")]
     SharedAddresses(#[source] io::Error),
@@ -154,7 +151,10 @@ impl Network {
         self.last.clone_from(request);
         let interfaces = &request.interfaces;
         cards::bring(interfaces, (&self.namespace, &there.handle), &home.handle).await?;
-        let drivers = Drivers::of(&self.namespace).map_err(NetworkError::Queues)?;
+        let drivers = Drivers::of(&self.namespace).unwrap_or_else(|error| {
+            log::warn!("ask the drivers of network cards for their queues: {error}");
+            None
+        });
         configure(&there.handle, drivers.as_ref(), request).await?;
         if request.hosts && self.shared_addresses.is_none() {
             let interfaces = request.interfaces.iter();
