@@ -83,8 +83,7 @@ pub fn allocate(ranges: &[(GuestAddress, usize)]) -> Result<Ram, MemoryError> {
     Ok(ram)
 }
 
-/// `ram`, and `bytes` bytes at `start` that are no part of the file: what the guest may be shown of the
-/// VMM's, and no device reaches.
+/// `ram` plus `bytes` new bytes at `start`, outside of the memory file. The guest sees them, devices do not.
 ///
 /// # Errors
 /// When the host has not enough memory, or the guest has some there.
@@ -138,7 +137,7 @@ pub fn len(ram: &Ram) -> u64 {
 
 /// The last address that is memory; 0 without any.
 #[must_use]
-pub fn end(ram: &Ram) -> u64 {
+pub fn last_address(ram: &Ram) -> u64 {
     ram.last_addr().0
 }
 
@@ -238,7 +237,7 @@ mod tests {
     fn large_pages_change_nothing_of_what_is_there_and_end_with_memory() {
         let start = GuestAddress(1 << 32);
         let ram = allocate(&[(start, 3 * LARGE_PAGE + 0x1000)]).unwrap();
-        let last = GuestAddress(end(&ram));
+        let last = GuestAddress(last_address(&ram));
         let middle = start.unchecked_add(LARGE_PAGE as u64);
         ram.write_slice(&[7; 0x3000], middle).unwrap();
         ram.write_obj(9_u8, last).unwrap();
@@ -270,6 +269,6 @@ mod tests {
         let offset = vm_memory::GuestMemoryRegion::file_offset(region).unwrap();
         assert_eq!(offset.start(), 0x2000);
         assert_eq!(ram.read_obj::<u32>(high).unwrap(), 7);
-        assert_eq!((len(&ram), end(&ram)), (0x3000, high.0 + 0xfff));
+        assert_eq!((len(&ram), last_address(&ram)), (0x3000, high.0 + 0xfff));
     }
 }

@@ -66,13 +66,21 @@ impl Sum for Traffic {
     }
 }
 
+/// Copies what a driver reads of a configuration space at `offset` to `data`; past the end nothing is
+/// copied.
+pub(super) fn copy_config(space: &[u8], offset: usize, data: &mut [u8]) {
+    for (to, from) in data.iter_mut().zip(space.iter().skip(offset)) {
+        *to = *from;
+    }
+}
+
 /// A virtio device: identity, configuration space and the meaning of its queues.
 ///
 /// ```text
 /// reset ──driver writes DRIVER_OK──▶ activate ──▶ serve / serve_backend, any number ──▶ reset …
 /// ```
-/// All calls come from the event loop or, for `activate`, `reset` and the configuration space, from
-/// the vCPU that wrote the register; never two at once.
+/// Calls come from the event loop, from the vCPU that reads or writes a register, or, before the machine
+/// runs, from its build; never two at once.
 pub trait Device: Send {
     /// The type the driver binds to.
     fn id(&self) -> DeviceId;

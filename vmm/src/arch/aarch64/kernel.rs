@@ -94,7 +94,7 @@ pub fn load_kernel(ram: &Ram, file: OwnedFd) -> Result<Kernel, KernelError> {
     };
     let entry = (layout::KERNEL.checked_add(number(TEXT_OFFSET))).ok_or_else(too_large)?;
     let end = entry.checked_add(size).ok_or_else(too_large)?;
-    if end > memory::end(ram) + 1 {
+    if end > memory::last_address(ram) + 1 {
         return Err(too_large());
     }
     let length = usize::try_from(has).map_err(|_| too_large())?;
@@ -111,7 +111,7 @@ pub fn load_kernel(ram: &Ram, file: OwnedFd) -> Result<Kernel, KernelError> {
 /// the kernel finds it, above the kernel.
 #[must_use]
 pub fn initrd_address(ram: &Ram, kernel: &Kernel, len: u64) -> Option<GuestAddress> {
-    let end = (memory::end(ram) + 1).min(layout::INITRD_END);
+    let end = (memory::last_address(ram) + 1).min(layout::INITRD_END);
     let address = end.checked_sub(len)? & !0xfff;
     (address >= kernel.end.0).then_some(GuestAddress(address))
 }

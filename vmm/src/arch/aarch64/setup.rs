@@ -82,7 +82,7 @@ pub fn vm_type(kvm: &Kvm, ram: &Ram) -> Result<u64, ArchError> {
         Ok(0) | Err(_) => (DEFAULT_BITS, false),
         Ok(limit) => (limit, true),
     };
-    let needed = u64::BITS - memory::end(ram).leading_zeros();
+    let needed = u64::BITS - memory::last_address(ram).leading_zeros();
     match needed.max(DEFAULT_BITS.min(most)) {
         bits if bits > most => Err(ArchError::MemoryTooLarge { bits: most }),
         bits if named => Ok(bits.into()),

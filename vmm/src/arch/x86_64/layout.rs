@@ -118,7 +118,7 @@ pub fn hotplug_range(ram: u64, bytes: u64) -> Option<(GuestAddress, usize)> {
 pub(super) fn early(ram: &Ram, kernel: GuestAddress) -> [Range<GuestAddress>; 2] {
     let pages = memory::len(ram) / 4096;
     let bytes = (pages * STRUCT_PAGE + EARLY).min(MOST_EARLY);
-    let end = memory::end(ram).saturating_add(1);
+    let end = memory::last_address(ram).saturating_add(1);
     let last = |bytes, end: u64| GuestAddress(end.saturating_sub(bytes))..GuestAddress(end);
     [last(bytes, end), last(FIRST_FREE, kernel.0)]
 }
@@ -144,7 +144,7 @@ mod tests {
             let ram = memory::allocate(&ram_ranges(mib << 20)).unwrap();
             let kernel = GuestAddress(16 << 20);
             let [last, before] = super::early(&ram, kernel);
-            assert_eq!(last.end.0, memory::end(&ram) + 1);
+            assert_eq!(last.end.0, memory::last_address(&ram) + 1);
             assert_eq!(before, GuestAddress(8 << 20)..kernel);
             (last.end.0 - last.start.0) >> 20
         };

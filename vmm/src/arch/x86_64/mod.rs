@@ -71,7 +71,7 @@ pub enum ArchError {
 pub fn supported(kvm: &Kvm, ram: &Ram) -> Result<Supported, ArchError> {
     let supported = Supported::of(kvm)?;
     let bits = supported.address_bits();
-    match memory::end(ram) >> bits {
+    match memory::last_address(ram) >> bits {
         0 => Ok(supported),
         _ => Err(ArchError::MemoryTooLarge { bits }),
     }

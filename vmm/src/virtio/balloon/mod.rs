@@ -22,7 +22,7 @@ use vm_memory::GuestAddress;
 use self::pages::{PAGE, ranges, whole_pages};
 use crate::memory::{self, Ram};
 use crate::report;
-use crate::virtio::device::{Device, DeviceError, DeviceId};
+use crate::virtio::device::{Device, DeviceError, DeviceId, copy_config};
 use crate::virtio::queue::{Chain, QueueError, Queues, reader};
 
 /// Feature bits (§5.5.3).
@@ -41,7 +41,7 @@ const MAX_PAGES: usize = 1024;
 
 /// Bytes given back after which others have their turn, and what giving back costs besides: a
 /// system call, and the loss of a mapping on every vCPU.
-const TURN: u64 = 128 << 20;
+const TURN_BYTES: u64 = 128 << 20;
 const RANGE_COST: u64 = 256 << 10;
 
 /// The balloon.
@@ -120,12 +120,7 @@ impl Device for Balloon {
     /// `struct virtio_balloon_config` (§5.5.4) as far as its features are offered.
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         let config = [self.target.to_le_bytes(), self.actual.to_le_bytes()];
-        for (to, from) in data
-            .iter_mut()
-            .zip(config.as_flattened().iter().skip(offset))
-        {
-            *to = *from;
-        }
+        copy_config(config.as_flattened(), offset, data);
     }
 
     fn write_config(&mut self, offset: usize, data: &[u8]) {
@@ -140,7 +135,7 @@ impl Device for Balloon {
 
     fn serve(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
         let ram = queues.ram();
-        let mut left = TURN;
+        let mut left = TURN_BYTES;
         while left > 0
             && let Some(chain) = queues.pop(index)?
         {

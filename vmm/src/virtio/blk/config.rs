@@ -1,6 +1,7 @@
 //! The configuration space (virtio 1.3 §5.2.4).
 
 use super::request::SECTOR;
+use crate::virtio::device::copy_config;
 
 /// Bytes of `struct virtio_blk_config` up to the fields of secure erase, which is not offered.
 const LEN: usize = 60;
@@ -53,9 +54,7 @@ impl Config {
 
     /// Bytes past the end stay as they are.
     pub(super) fn read(&self, offset: usize, data: &mut [u8]) {
-        for (to, from) in data.iter_mut().zip(self.0.iter().skip(offset)) {
-            *to = *from;
-        }
+        copy_config(&self.0, offset, data);
     }
 }
 

@@ -68,7 +68,7 @@ const SIZE_MAX: u32 = 128 * 1024;
 const REQUEST_MAX: u64 = SEG_MAX as u64 * SIZE_MAX as u64;
 
 /// Bytes after which others have their turn: a few milliseconds' work.
-const TURN: u64 = 4 * 1024 * 1024;
+const TURN_BYTES: u64 = 4 * 1024 * 1024;
 
 /// What any request costs of a turn besides the bytes that are read at once.
 const REQUEST_COST: u64 = 4 * 1024;
@@ -279,7 +279,7 @@ impl Blk {
     }
 
     fn serve_lane(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), QueueError> {
-        let mut left = TURN;
+        let mut left = TURN_BYTES;
         while left > 0
             && self.limit.ready()
             && let Some(chain) = queues.pop(index)?

@@ -1,5 +1,5 @@
 //! What a chain of a disk consists of (virtio 1.3 §5.2.6). The driver cuts it into descriptors where
-//! it likes (§2.7.4.2).
+//! it likes (§2.7.4.1).
 
 use std::io;
 

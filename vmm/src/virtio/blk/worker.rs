@@ -45,7 +45,7 @@ struct State {
     done: Vec<Done>,
     /// A job is being carried out.
     busy: bool,
-    /// Of whoever waits for the job that is being carried out, nobody does any more.
+    /// Nobody waits any more for the job that is being carried out.
     forgotten: bool,
     closed: bool,
 }

@@ -1,5 +1,7 @@
 //! Configuration space (virtio 1.3 §5.11.4): the tag, and the number of request queues.
 
+use crate::virtio::device::copy_config;
+
 /// Length of the tag's field in bytes.
 pub(super) const TAG_LEN: usize = 36;
 
@@ -33,10 +35,7 @@ impl Config {
 
     /// Reads `data.len()` bytes at `offset`; bytes past the end stay as they are.
     pub(super) fn read(&self, offset: usize, data: &mut [u8]) {
-        let field = self.space.get(offset..).unwrap_or_default();
-        for (byte, value) in data.iter_mut().zip(field) {
-            *byte = *value;
-        }
+        copy_config(&self.space, offset, data);
     }
 }
 

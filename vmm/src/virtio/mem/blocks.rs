@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-/// What a range of blocks is (virtio 1.3 §5.15.6.5).
+/// What a range of blocks is (virtio 1.3 §5.15.6.6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     /// All of it is memory.

@@ -1,6 +1,7 @@
 //! The configuration space (virtio 1.3 §5.15.4). Pure.
 
 use super::request::BLOCK;
+use crate::virtio::device::copy_config;
 
 /// `struct virtio_mem_config`, without what every device has alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,10 +32,7 @@ impl Config {
             self.requested_size,
         ];
         let bytes = fields.map(u64::to_le_bytes);
-        let bytes = bytes.as_flattened().iter().skip(offset);
-        for (to, from) in data.iter_mut().zip(bytes) {
-            *to = *from;
-        }
+        copy_config(bytes.as_flattened(), offset, data);
     }
 }
 

@@ -43,7 +43,7 @@ const QUEUE_SIZES: [u16; 1] = [64];
 pub const GROWTH: u64 = 128 << 20;
 
 /// Blocks given back after which others have their turn, in one long range or many short ones.
-const TURN: usize = 64;
+const TURN_BLOCKS: usize = 64;
 
 /// The host's side: makes guest addresses memory.
 pub trait Slots: Send {
@@ -131,6 +131,9 @@ impl<S: Slots> Mem<S> {
     }
 
     /// Carries a request out, but for giving memory back, which is left in `unplugging`.
+    ///
+    /// §5.15.6.3.2: no more is plugged than is requested, and only what is not; §5.15.6.4.2: only what is
+    /// plugged is unplugged; §5.15.6.5: all of it, when asked; §5.15.6.6.2: what a range is.
     fn carry_out(&mut self, request: Request) -> Response {
         match request {
             Request::Plug(range) if self.blocks.state(range.clone()) == State::Unplugged => {
@@ -206,7 +209,7 @@ impl<S: Slots> Device for Mem<S> {
 
     fn serve(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
         let ram = queues.ram();
-        let mut left = TURN;
+        let mut left = TURN_BLOCKS;
         while left > 0
             && let Some(chain) = queues.pop(index)?
         {

@@ -132,7 +132,7 @@ fn a_long_range_is_given_back_in_turns_and_answered_once() {
     add(&mut driver, &bytes(UNPLUG, block(0), 128));
     mem.serve(REQUESTS, &mut driver.queues()).unwrap();
     assert!(driver.used(REQUESTS).is_none());
-    assert_eq!(mem.plugged(), (128 - TURN as u64) * BLOCK);
+    assert_eq!(mem.plugged(), (128 - TURN_BLOCKS as u64) * BLOCK);
     assert!(driver.kicked(REQUESTS), "the rest is announced");
 
     mem.serve(REQUESTS, &mut driver.queues()).unwrap();
@@ -149,7 +149,7 @@ fn a_reset_leaves_what_is_plugged_and_forgets_what_was_asked() {
     mem.serve(REQUESTS, &mut driver.queues()).unwrap();
     mem.reset();
     assert!(mem.unplugging.is_none());
-    assert_eq!(mem.plugged(), (128 - TURN as u64) * BLOCK);
+    assert_eq!(mem.plugged(), (128 - TURN_BLOCKS as u64) * BLOCK);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Virtio over memory-mapped registers (virtio 1.3 §4.2, version 2).
 //!
 //! The transport owns status, features, queues, notifications and interrupts. Registers are 32 bits
-//! wide; an access of another width, or to a register that is not there, reads zero and writes
+//! wide (§4.2.2.2); an access of another width, or to a register that is not there, reads zero and writes
 //! nothing. A register that may not be written in the device's state is left as it is.
 //!
 //! The driver's loads come here, or to a page that has the same words (`bus::RegisterPage`) and any width of

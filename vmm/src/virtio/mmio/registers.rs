@@ -31,11 +31,13 @@ pub(super) const QUEUE_DEVICE_LOW: u64 = 0x0a0;
 pub(super) const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
 pub(super) const SHM_LEN_LOW: u64 = 0x0b0;
 pub(super) const SHM_LEN_HIGH: u64 = 0x0b4;
+pub(super) const SHM_BASE_LOW: u64 = 0x0b8;
+pub(super) const SHM_BASE_HIGH: u64 = 0x0bc;
 pub(super) const CONFIG_GENERATION: u64 = 0x0fc;
 pub(super) const CONFIG: u64 = 0x100;
 
 /// Those of them that read as something.
-pub(super) const READABLE: [u64; 12] = [
+pub(super) const READABLE: [u64; 14] = [
     MAGIC_VALUE,
     VERSION,
     DEVICE_ID,
@@ -47,12 +49,15 @@ pub(super) const READABLE: [u64; 12] = [
     STATUS,
     SHM_LEN_LOW,
     SHM_LEN_HIGH,
+    SHM_BASE_LOW,
+    SHM_BASE_HIGH,
     CONFIG_GENERATION,
 ];
 
 /// `InterruptStatus` bit 0: the device used a buffer (§4.2.2).
 ///
-/// It is set as long as the device is live. Whoever used a buffer, a daemon perhaps, raises the line and
+/// It is set as long as the device is live, which departs from §4.2.2.1: set from the first use until it
+/// is acknowledged. Whoever used a buffer, a daemon perhaps, raises the line and
 /// no more, and a driver finds out in the ring which of them were used. So to acknowledge it changes
 /// nothing, and need not reach us.
 pub const USED_BUFFER: u32 = 1 << 0;
@@ -76,8 +81,8 @@ impl<D: Device> Mmio<D> {
             QUEUE_READY => self.selected().map_or(0, |ring| ring.ready().into()),
             INTERRUPT_STATUS => self.interrupt_status(),
             STATUS => self.status.bits(),
-            // A length of all ones: there is no such shared memory region (§4.2.2).
-            SHM_LEN_LOW | SHM_LEN_HIGH => u32::MAX,
+            // Length and base of all ones: there is no such shared memory region (§4.2.2).
+            SHM_LEN_LOW | SHM_LEN_HIGH | SHM_BASE_LOW | SHM_BASE_HIGH => u32::MAX,
             // A driver that reads a field in parts, or several, reads until this has not changed
             // meanwhile (§2.5.2).
             CONFIG_GENERATION => self.generation,
@@ -102,6 +107,7 @@ impl<D: Device> Mmio<D> {
                     ring.set_size(size);
                 }
             }
+            // A 0 is ignored: only a reset stops a queue (§4.2.2.2 has drivers write one before that).
             QUEUE_READY if value == 1 => {
                 if let Some(ring) = self.configurable() {
                     ring.set_ready(true);

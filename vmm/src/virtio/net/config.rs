@@ -5,6 +5,7 @@ use std::io;
 
 use super::header;
 use crate::backend::vhost_net::VhostError;
+use crate::virtio::device::copy_config;
 
 /// Smallest MTU (virtio 1.3 §5.1.4.2).
 const MIN_MTU: u16 = 68;
@@ -101,10 +102,7 @@ impl Config {
 
     /// Reads `data.len()` bytes at `offset`; bytes past the end stay as they are.
     pub(super) fn read(&self, offset: usize, data: &mut [u8]) {
-        let field = self.space.get(offset..).unwrap_or_default();
-        for (byte, value) in data.iter_mut().zip(field) {
-            *byte = *value;
-        }
+        copy_config(&self.space, offset, data);
     }
 }
 

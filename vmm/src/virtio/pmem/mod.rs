@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 
 use vm_memory::GuestAddress;
 
-use crate::virtio::device::{Device, DeviceError, DeviceId};
+use crate::virtio::device::{Device, DeviceError, DeviceId, copy_config};
 use crate::virtio::queue::{Queues, reader, writer};
 
 /// Bytes of `struct virtio_pmem_req` and of `struct virtio_pmem_resp` (§5.19.6).
@@ -51,10 +51,7 @@ impl Device for Pmem {
     /// `struct virtio_pmem_config` (§5.19.4).
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         let bytes = [self.start.0, self.bytes].map(u64::to_le_bytes);
-        let bytes = bytes.as_flattened().iter().skip(offset);
-        for (to, from) in data.iter_mut().zip(bytes) {
-            *to = *from;
-        }
+        copy_config(bytes.as_flattened(), offset, data);
     }
 
     /// Nothing can have been written, so each flush is done.

@@ -14,7 +14,8 @@ use crate::virtio::interrupt::Interrupt;
 
 /// Most descriptors of a chain, as QEMU has it. The specification's bound is the queue's size
 /// (virtio 1.3 §2.7.5.3.1), which Linux exceeds with indirect tables; without any bound one chain
-/// has 65535, and a queue full of them keeps the event loop busy for seconds.
+/// has 65535, and a queue full of them keeps the event loop busy for seconds. §2.7.4.1 allows a device
+/// a reasonable one.
 const MAX_CHAIN: usize = 1024;
 
 /// A driver's violation of the queue's rules.

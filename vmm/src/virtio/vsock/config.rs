@@ -1,13 +1,11 @@
 //! Configuration space (virtio 1.3 §5.10.4): the guest's context identifier.
 
+use crate::virtio::device::copy_config;
+
 /// Reads `data.len()` bytes at `offset`; bytes past the end stay as they are.
 pub(super) fn read(guest_cid: u64, offset: usize, data: &mut [u8]) {
     // le64 guest_cid; its upper half is reserved and zero.
-    let space = guest_cid.to_le_bytes();
-    let field = space.get(offset..).unwrap_or_default();
-    for (byte, value) in data.iter_mut().zip(field) {
-        *byte = *value;
-    }
+    copy_config(&guest_cid.to_le_bytes(), offset, data);
 }
 
 #[cfg(test)]

@@ -166,7 +166,7 @@ impl Connection {
                 if ended & SHUTDOWN_RECEIVE != 0 {
                     stream.refuse();
                 }
-                // The reset confirms the disconnect (virtio 1.3 §5.10.6.6.1).
+                // The reset confirms the disconnect (virtio 1.3 §5.10.6.5).
                 if ended == SHUTDOWN_BOTH {
                     Fate::Reset
                 } else {

@@ -141,6 +141,7 @@ impl Vsock {
             // Nobody to answer.
             return Ok(());
         }
+        // §5.10.6.4.2: the answer to a type that is not known is a reset.
         if header.dst_cid != HOST_CID || header.kind != TYPE_STREAM {
             self.outbox.reset(&header);
             return Ok(());
@@ -185,7 +186,8 @@ impl Vsock {
         }
     }
 
-    /// Takes a connection from the guest, if the dialler does.
+    /// Takes a connection from the guest, if the dialler does. §5.10.6.5: without room for it, or a
+    /// listener, the answer is a reset.
     fn accept(&mut self, header: &Header) {
         if self.connections.is_full() || self.dial(header).is_err() {
             self.traffic.errors += 1;
@@ -269,6 +271,7 @@ impl Device for Vsock {
     }
 
     /// None: `VIRTIO_VSOCK_F_STREAM` is what a device without features has (virtio 1.3 §5.10.3).
+    /// `VIRTIO_VSOCK_F_NO_IMPLIED_STREAM` (§5.10.3.2) is for those that may have none: here nothing else is.
     fn features(&self) -> u64 {
         0
     }

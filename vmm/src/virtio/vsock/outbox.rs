@@ -13,7 +13,7 @@ use super::packet::{HOST_CID, Header, Op, TYPE_STREAM};
 use super::table::{Connections, Id};
 
 /// Most bytes one connection sends in its turn.
-const TURN: usize = 64 * 1024;
+const TURN_BYTES: usize = 64 * 1024;
 
 /// Most resets kept while the guest takes no packets. The guest that caused more has no answer to
 /// some: its own connects time out.
@@ -46,7 +46,7 @@ impl Outbox {
         Self {
             guest_cid,
             resets: VecDeque::new(),
-            buffer: vec![0; TURN].into_boxed_slice(),
+            buffer: vec![0; TURN_BYTES].into_boxed_slice(),
             staged: None,
         }
     }
@@ -123,7 +123,7 @@ impl Outbox {
             connection.announce(&mut header);
         }
         let data = self.buffer.get(bytes.start..end)?;
-        header.len = u32::try_from(data.len()).expect("at most TURN bytes are staged");
+        header.len = u32::try_from(data.len()).expect("at most TURN_BYTES bytes are staged");
         Some(Packet { header, data })
     }
 

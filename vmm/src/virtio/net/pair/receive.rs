@@ -79,7 +79,8 @@ impl<T: Tap> Pair<T> {
         None
     }
 
-    /// Gives the driver a frame of `len` bytes. Without enough buffers for it, returns `false` and
+    /// Gives the driver a frame of `len` bytes, in one buffer or, with VIRTIO_NET_F_MRG_RXBUF, in as many as it
+    /// needs (virtio 1.3 §5.1.6.3.2, §5.1.6.4.1). Without enough buffers for it, returns `false` and
     /// listens for more.
     fn deliver(&mut self, len: usize, queues: &mut Queues<'_>) -> Result<bool, QueueError> {
         let merge = self.features & header::F_MRG_RXBUF != 0;
@@ -131,7 +132,7 @@ fn put_back(queues: &mut Queues<'_>, buffers: usize) {
     }
 }
 
-/// Copies a frame into the buffers, which have room for it, and their number into its header.
+/// Copies a frame into the buffers, which have room for it, and their number into its header (§5.1.6.4.1).
 fn fill(frame: &mut [u8], buffers: &mut [(u16, usize, Writer<'_>)]) {
     let count = u16::try_from(buffers.len()).expect("a queue has at most 32768 buffers");
     if let Some(field) = frame.get_mut(NUM_BUFFERS) {

@@ -1,4 +1,4 @@
-//! Frames from the driver.
+//! Frames from the driver (virtio 1.3 §5.1.6.2): a header and a frame in each chain, which the device reads.
 
 use std::io::{ErrorKind, Read};
 

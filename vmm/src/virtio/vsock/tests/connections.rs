@@ -159,7 +159,7 @@ fn end_of_file_reaches_the_host_after_data_its_socket_did_not_take_at_once() {
     assert_eq!(guest.data().0, b"done");
 }
 
-/// virtio 1.3 §5.10.6.6.1: "a VIRTIO_VSOCK_OP_RST response from the peer" ends a clean disconnect.
+/// virtio 1.3 §5.10.6.5: "a VIRTIO_VSOCK_OP_RST response from the peer" ends a clean disconnect.
 #[test]
 fn a_guest_that_closes_is_answered_at_once_and_its_last_bytes_still_arrive() {
     let mut guest = Guest::new();
