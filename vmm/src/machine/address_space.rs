@@ -92,7 +92,7 @@ impl AddressSpace {
         let (memory, pluggable) = (bytes(memory_mib), bytes(hotplug_mib));
         let above = arch::hotplug_range(memory, pluggable);
         let above = above.ok_or(AddressSpaceError::Hotplug(hotplug_mib))?;
-        let hotplug = Some(above).filter(|_| hotplug_mib > 0);
+        let hotplug = (hotplug_mib > 0).then_some(above);
         let ranges = arch::ram_ranges(memory);
         let ram = memory::allocate(&[ranges, hotplug.into_iter().collect()].concat())?;
         let place = GuestAddress(arch::LAST_WORDS);
