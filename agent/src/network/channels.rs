@@ -18,11 +18,16 @@ pub(super) struct Drivers {
 }
 
 impl Drivers {
-    /// Those of a namespace; none where there is one processor, and nothing to be asked for.
-    ///
-    /// # Errors
-    /// When no socket can be made there.
-    pub(super) fn of(namespace: &Namespace) -> io::Result<Option<Self>> {
+    /// Those of a namespace; none where there is one processor, and nothing to be asked for, and none where
+    /// they cannot be asked, which does as well.
+    pub(super) fn of(namespace: &Namespace) -> Option<Self> {
+        Self::open(namespace).unwrap_or_else(|error| {
+            log::warn!("ask the drivers of network cards for their queues: {error}");
+            None
+        })
+    }
+
+    fn open(namespace: &Namespace) -> io::Result<Option<Self>> {
         let online = sysconf(SysconfVar::_NPROCESSORS_ONLN)?.unwrap_or(1);
         let processors = u32::try_from(online).unwrap_or(1);
         if processors <= 1 {

@@ -151,10 +151,7 @@ impl Network {
         self.last.clone_from(request);
         let interfaces = &request.interfaces;
         cards::bring(interfaces, (&self.namespace, &there.handle), &home.handle).await?;
-        let drivers = Drivers::of(&self.namespace).unwrap_or_else(|error| {
-            log::warn!("ask the drivers of network cards for their queues: {error}");
-            None
-        });
+        let drivers = Drivers::of(&self.namespace);
         configure(&there.handle, drivers.as_ref(), request).await?;
         if request.hosts && self.shared_addresses.is_none() {
             let interfaces = request.interfaces.iter();

@@ -55,6 +55,19 @@ struct AttachProgram {
     flags: u32,
 }
 
+/// `bpf(2)`: the kernel reads as many bytes of `attributes` as it has.
+///
+/// # Safety
+/// `attributes` are those of `command`; what they point to or name is there across the call.
+unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<RawFd> {
+    let attributes: *const T = attributes;
+    // SAFETY: the pointer is a reference's, with its size; the rest is the caller's to see to.
+    let done = Errno::result(unsafe {
+        libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>())
+    })?;
+    RawFd::try_from(done).map_err(io::Error::other)
+}
+
 /// Loads a program.
 ///
 /// # Errors
@@ -73,15 +86,7 @@ pub fn load_program(kind: ProgramKind, instructions: &[u64]) -> io::Result<Owned
     };
     // SAFETY: the kernel reads `size_of::<LoadProgram>()` bytes of `load`, `count` instructions of
     // eight bytes and the license up to its NUL; all of them live across the call.
-    let program = Errno::result(unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_LOAD,
-            &raw const load,
-            size_of::<LoadProgram>(),
-        )
-    })?;
-    let program = RawFd::try_from(program).map_err(io::Error::other)?;
+    let program = unsafe { bpf(BPF_PROG_LOAD, &load) }?;
     // SAFETY: the kernel has just installed this descriptor for us and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(program) })
 }
@@ -105,14 +110,7 @@ pub fn attach_program(
     };
     // SAFETY: the kernel reads `size_of::<AttachProgram>()` bytes of `attach`, which lives across
     // the call; both descriptors are borrowed, so open.
-    Errno::result(unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_ATTACH,
-            &raw const attach,
-            size_of::<AttachProgram>(),
-        )
-    })?;
+    unsafe { bpf(BPF_PROG_ATTACH, &attach) }?;
     Ok(())
 }
 
@@ -143,15 +141,7 @@ pub fn link_program(
     };
     // SAFETY: the kernel reads `size_of::<CreateLink>()` bytes of `create`, which lives across the
     // call; both descriptors are borrowed, so open.
-    let link = Errno::result(unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_LINK_CREATE,
-            &raw const create,
-            size_of::<CreateLink>(),
-        )
-    })?;
-    let link = RawFd::try_from(link).map_err(io::Error::other)?;
+    let link = unsafe { bpf(BPF_LINK_CREATE, &create) }?;
     // SAFETY: the kernel has just installed this descriptor for us and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(link) })
 }
