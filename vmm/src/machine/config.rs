@@ -12,7 +12,7 @@ const STANDARD_DEVICES: usize = 2;
 const MIN_MEMORY_MIB: u32 = 16;
 
 /// Bytes of a disk's serial number (virtio 1.3 §5.2.6.1).
-pub(super) const MAX_SERIAL: usize = 20;
+const MAX_SERIAL: usize = 20;
 
 /// Why a configuration makes no machine.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -63,13 +63,7 @@ pub(super) fn check<F>(config: &VmConfig<F>) -> Result<(), ConfigError> {
     {
         return Err(ConfigError::Cmdline(at));
     }
-    if let Some(disk) = config
-        .disks
-        .iter()
-        .find(|disk| disk.serial.len() > MAX_SERIAL)
-    {
-        return Err(ConfigError::Serial(disk.serial.clone()));
-    }
+    (config.disks.iter()).try_for_each(|disk| check_serial(&disk.serial))?;
     config.nics.iter().try_for_each(check_nic)?;
     let configured = config.disks.len() + config.nics.len() + config.shares.len();
     let configured = configured + config.pmems.len() + usize::from(config.spare_disks);
@@ -79,6 +73,14 @@ pub(super) fn check<F>(config: &VmConfig<F>) -> Result<(), ConfigError> {
         most if devices > most => Err(ConfigError::Devices { devices, most }),
         _ => Ok(()),
     }
+}
+
+/// That of a disk, now or later.
+pub(super) fn check_serial(serial: &str) -> Result<(), ConfigError> {
+    if serial.len() > MAX_SERIAL {
+        return Err(ConfigError::Serial(serial.to_owned()));
+    }
+    Ok(())
 }
 
 fn check_nic<F>(nic: &Nic<F>) -> Result<(), ConfigError> {

@@ -1,6 +1,5 @@
 //! Counts of the machine's life. Relaxed: each is a number of its own, and nothing depends on two.
 
-use std::iter;
 use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -78,11 +77,12 @@ impl Counters {
     /// This is what the devices have counted so far; `None` as far as was said before.
     pub(super) fn devices(&self, now: impl Iterator<Item = Option<DeviceCounters>>) {
         let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = mem::take(&mut *devices).into_iter().map(Some);
-        let both = now.zip(before.chain(iter::repeat(None)));
-        *devices = both
-            .map(|(now, before)| now.or(before).unwrap_or_default())
-            .collect();
+        let mut before = mem::take(&mut *devices).into_iter();
+        let counted = now.map(|now| {
+            let before = before.next();
+            now.or(before).unwrap_or_default()
+        });
+        *devices = counted.collect();
     }
 
     pub(super) fn read(&self) -> vmm_control::Counters {

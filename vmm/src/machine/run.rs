@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use vmm_control::{Channel, Event, ExitReason, ReceiveError, Request};
 
 use super::build::{Machine, SharedBalloon, SharedDisk, SharedMemory, SharedVsock};
-use super::config::MAX_SERIAL;
+use super::config::check_serial;
 use super::counters::Counters;
 use super::nics::SharedNic;
 use super::vcpus::{Context, Vcpus};
@@ -270,9 +270,7 @@ fn plug_disk(
 ) -> Result<(), String> {
     let disk = disk.ok_or("there is none of that number")?;
     let file = (fds.into_iter().next()).ok_or("no file came with the request")?;
-    if serial.len() > MAX_SERIAL {
-        return Err(format!("{serial:?} has more than {MAX_SERIAL} bytes"));
-    }
+    check_serial(serial).map_err(|e| report::chain(&e))?;
     let mut slot = disk.lock().unwrap_or_else(PoisonError::into_inner);
     if slot.device().is_inserted() {
         return Err("it has a file".to_owned());

@@ -122,8 +122,8 @@ pub(super) mod tests {
         }
     }
 
-    /// virtio 1.3 §5.15.6.3.2, §5.15.6.4.2, §5.15.6.6.2: the device rejects blocks outside of the usable region, and addresses that
-    /// are no block's.
+    /// virtio 1.3 §5.15.6.3.2, §5.15.6.4.2, §5.15.6.6.2: the device rejects blocks outside of the usable
+    /// region, and addresses that are no block's.
     #[test]
     fn blocks_that_are_not_there_are_refused() {
         for (address, blocks) in [
