@@ -1,4 +1,4 @@
-//! Compiles the lists of system calls into filters (`src/jail/list.rs`).
+//! Compiles the lists of system calls into filters (`src/jail/filter_list.rs`).
 
 use std::error::Error;
 use std::path::Path;
@@ -6,15 +6,15 @@ use std::{env, fs};
 
 use serde_json::{Value, json};
 
-#[path = "src/jail/list.rs"]
-mod list;
+#[path = "src/jail/filter_list.rs"]
+mod filter_list;
 
 const FILTERS: [&str; 4] = ["vcpu", "event_loop", "disk", "card"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let architecture = env::var("CARGO_CFG_TARGET_ARCH")?;
     let out = env::var("OUT_DIR")?;
-    println!("cargo::rerun-if-changed=src/jail/list.rs");
+    println!("cargo::rerun-if-changed=src/jail/filter_list.rs");
     for name in FILTERS {
         let path = format!("src/jail/{name}.filter");
         println!("cargo::rerun-if-changed={path}");
@@ -27,7 +27,10 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// The filter's instructions as a Rust expression, an array.
 fn compile(list: &str, architecture: &str) -> Result<String, Box<dyn Error>> {
-    let rules: Vec<Value> = list::parse(list, architecture)?.iter().map(rule).collect();
+    let rules: Vec<Value> = filter_list::parse(list, architecture)?
+        .iter()
+        .map(rule)
+        .collect();
     // A call that is not listed raises SIGSYS, whose handler says which it was and ends the process.
     let filter = json!({ "filter": {
         "mismatch_action": "trap",
@@ -45,7 +48,7 @@ fn compile(list: &str, architecture: &str) -> Result<String, Box<dyn Error>> {
 }
 
 /// A rule in the crate's own form.
-fn rule(rule: &list::Rule<'_>) -> Value {
+fn rule(rule: &filter_list::Rule<'_>) -> Value {
     match rule.condition {
         None => json!({ "syscall": rule.name }),
         Some(condition) => json!({ "syscall": rule.name, "args": [{

@@ -6,7 +6,7 @@ use std::io;
 
 use arbitrary::{Result, Unstructured};
 use hull_fuzz::Guest;
-use hull_vmm::virtio::mem::{Mem, Slots};
+use hull_vmm::virtio::mem::{Backing, Mem};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::GuestAddress;
 
@@ -21,7 +21,7 @@ struct Host {
     full: bool,
 }
 
-impl Slots for Host {
+impl Backing for Host {
     fn map(&mut self, start: GuestAddress, length: u64) -> io::Result<()> {
         if self.full {
             self.full = false;

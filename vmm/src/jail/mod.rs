@@ -14,10 +14,10 @@
 #[cfg(test)]
 mod tests;
 
+#[cfg_attr(not(test), expect(dead_code, reason = "build.rs compiles it"))]
+mod filter_list;
 mod landlock;
 mod limits;
-#[cfg_attr(not(test), expect(dead_code, reason = "build.rs compiles it"))]
-mod list;
 mod namespaces;
 mod privileges;
 mod seccomp;

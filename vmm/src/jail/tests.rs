@@ -10,7 +10,7 @@ use std::process::ExitStatus;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use vhost::vhost_kern::vhost_binding as vhost;
 
-use super::list::{self, Rule};
+use super::filter_list::{self, Rule};
 use super::seccomp::{Filters, Thread};
 
 const VCPU: &str = include_str!("vcpu.filter");
@@ -35,7 +35,7 @@ const UNFILTERED: [i64; 2] = [335, 336];
 const UNFILTERED: [i64; 0] = [];
 
 fn rules(list: &str) -> Vec<Rule<'_>> {
-    list::parse(list, std::env::consts::ARCH).unwrap()
+    filter_list::parse(list, std::env::consts::ARCH).unwrap()
 }
 
 fn names(list: &str) -> BTreeSet<&str> {
@@ -253,7 +253,7 @@ fn lists_are_short_and_have_nothing_that_reaches_beyond_the_descriptors_there_ar
 #[test]
 fn both_architectures_have_their_calls() {
     for (_, list, _) in LISTS {
-        let of = |architecture| list::parse(list, architecture).unwrap();
+        let of = |architecture| filter_list::parse(list, architecture).unwrap();
         let has = |architecture, name| of(architecture).iter().any(|rule| rule.name == name);
         assert!(has("x86_64", "futex") && has("aarch64", "futex"));
         assert!(!has("aarch64", "epoll_wait"));
@@ -271,14 +271,14 @@ fn a_line_without_a_reason_or_with_an_unknown_word_is_no_rule() {
         "read if arg0 # reason",
         "x86_64 read twice # reason",
     ] {
-        let error = list::parse(line, "x86_64").unwrap_err();
+        let error = filter_list::parse(line, "x86_64").unwrap_err();
         assert!(error.starts_with("line 1 is no rule"), "{error}");
     }
-    let rules = list::parse(
+    let rules = filter_list::parse(
         "# note\n\nmmap if arg2 & PROT_EXEC == 0 # (rare) why\n",
         "x86_64",
     );
-    let condition = Some(list::Condition {
+    let condition = Some(filter_list::Condition {
         argument: 2,
         mask: 4,
         value: 0,

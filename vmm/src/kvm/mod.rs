@@ -4,7 +4,7 @@
 //! they are there, so that no order of dropping lets a guest run without either.
 
 mod kick;
-mod slots;
+mod memory_slots;
 mod vcpu;
 mod vm;
 
@@ -13,7 +13,7 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use kvm_ioctls::Kvm;
 
 pub use kick::{Kicker, kicker};
-pub use slots::Slots;
+pub use memory_slots::MemorySlots;
 pub use vcpu::{Exit, Runner, Vcpu};
 pub use vm::Vm;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{KvmError, Slots, Vcpu};
+use super::{KvmError, MemorySlots, Vcpu};
 use crate::memory::Ram;
 
 /// A virtual machine.
@@ -19,7 +19,7 @@ pub struct Vm {
 
 impl Vm {
     /// Creates a virtual machine of the architecture's `type_` (KVM api.rst 4.2) that is to have of
-    /// `ram` what [`Vm::slots`] adds.
+    /// `ram` what [`Vm::memory_slots`] adds.
     ///
     /// # Errors
     /// When KVM refuses.
@@ -59,8 +59,8 @@ impl Vm {
 
     /// What gives the VM its memory; called once.
     #[must_use]
-    pub fn slots(&self) -> Slots {
-        Slots::new(Arc::clone(&self.fd), self.ram.clone())
+    pub fn memory_slots(&self) -> MemorySlots {
+        MemorySlots::new(Arc::clone(&self.fd), self.ram.clone())
     }
 
     /// Makes `line` raise the interrupt `gsi`.

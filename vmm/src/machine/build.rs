@@ -22,7 +22,7 @@ use crate::backend::tap::TapError;
 use crate::backend::vhost_net::VhostError;
 use crate::bus::{Bus, RegisterPage, SharedSlot};
 use crate::jail::Filters;
-use crate::kvm::{self, KvmError, Slots, Vcpu, Vm};
+use crate::kvm::{self, KvmError, MemorySlots, Vcpu, Vm};
 use crate::legacy::{Ports, Serial};
 use crate::loader::initrd::{self, InitrdError};
 use crate::memory::{self, Ram};
@@ -118,7 +118,7 @@ pub(super) type SharedDisk = Arc<Mutex<Mmio<Blk>>>;
 pub(super) type SharedBalloon = Arc<Mutex<Mmio<Balloon>>>;
 
 /// The memory device, likewise.
-pub(super) type SharedMemory = Arc<Mutex<Mmio<Mem<Slots>>>>;
+pub(super) type SharedMemory = Arc<Mutex<Mmio<Mem<MemorySlots>>>>;
 
 /// A machine that is ready to run.
 pub(super) struct Machine {
@@ -251,7 +251,7 @@ fn processors(
     kvm: &Kvm,
     space: &AddressSpace,
     count: u8,
-) -> Result<(Vm, Slots, Interrupts, Vec<Vcpu>), BuildError> {
+) -> Result<(Vm, MemorySlots, Interrupts, Vec<Vcpu>), BuildError> {
     let shown = &space.shown;
     let vm = Vm::new(kvm, arch::vm_type(kvm, shown)?, shown.clone())?;
     let interrupts = arch::prepare_vm(&vm)?;
@@ -259,7 +259,7 @@ fn processors(
         .map(|id| vm.create_vcpu(id))
         .collect::<Result<_, _>>()?;
     interrupts.start(count)?;
-    let mut slots = vm.slots();
+    let mut slots = vm.memory_slots();
     for region in space.boot_ram.iter() {
         (slots.add(region.start_addr(), region.len())).map_err(KvmError::Memory)?;
     }
@@ -332,7 +332,7 @@ fn serial(vm: &Vm, output: OwnedFd) -> Result<Serial, BuildError> {
     Ok(Serial::new(output, line))
 }
 
-impl mem::Slots for Slots {
+impl mem::Backing for MemorySlots {
     fn map(&mut self, start: GuestAddress, length: u64) -> io::Result<()> {
         self.add(start, length)
     }

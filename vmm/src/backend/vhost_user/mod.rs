@@ -29,7 +29,7 @@ use super::vring::Vring;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Feature bit: there are protocol features to negotiate, and rings start disabled.
-const F_PROTOCOL_FEATURES: u64 = 1 << 30;
+const VHOST_USER_F_PROTOCOL_FEATURES: u64 = 30;
 /// Protocol feature: requests can ask for an acknowledgement.
 const PROTOCOL_F_REPLY_ACK: u64 = 1 << 3;
 /// Protocol feature: the device's own state can be reset.
@@ -80,7 +80,7 @@ impl FrontEnd {
     fn negotiate(mut channel: Channel) -> Result<Self, VhostUserError> {
         channel.send(Request::SetOwner, &[])?;
         let features = channel.get(Request::GetFeatures, &[])?;
-        if features & F_PROTOCOL_FEATURES == 0 {
+        if features & 1 << VHOST_USER_F_PROTOCOL_FEATURES == 0 {
             return Err(VhostUserError::Features(features));
         }
         let offered = channel.get(Request::GetProtocolFeatures, &[])?;
@@ -92,7 +92,7 @@ impl FrontEnd {
         channel.send(Request::SetProtocolFeatures, &chosen)?;
         Ok(Self {
             channel,
-            features: features & !F_PROTOCOL_FEATURES,
+            features: features & !(1 << VHOST_USER_F_PROTOCOL_FEATURES),
             protocol_features,
             state: State::Stopped,
         })
@@ -154,7 +154,7 @@ impl FrontEnd {
         regions: &[Region<'_>],
         vrings: &[Vring<'_>],
     ) -> Result<(), VhostUserError> {
-        let features = (features | F_PROTOCOL_FEATURES).to_ne_bytes();
+        let features = (features | 1 << VHOST_USER_F_PROTOCOL_FEATURES).to_ne_bytes();
         self.channel.set(Request::SetFeatures, &features, &[])?;
         self.set_memory(regions)?;
         for vring in vrings {

@@ -5,7 +5,7 @@
 //! is plugged costs nothing until the guest touches it; one that is unplugged goes back to the host.
 //!
 //! ```text
-//! request(n): slots up to n ─▶ requested_size, usable_region_size ─▶ interrupt
+//! request(n): memory up to n ─▶ requested_size, usable_region_size ─▶ interrupt
 //!                                                       driver: PLUG … until plugged_size = n
 //! ```
 //! Threat: a guest that uses blocks that it has not plugged. The guest's processors reach no more of
@@ -46,7 +46,7 @@ pub const GROWTH: u64 = 128 << 20;
 const TURN_BLOCKS: usize = 64;
 
 /// The host's side: makes guest addresses memory.
-pub trait Slots: Send {
+pub trait Backing: Send {
     /// Makes `length` bytes from `start` on memory for the guest's processors, for good. They are in
     /// the region and follow those of the call before.
     ///
@@ -58,7 +58,7 @@ pub trait Slots: Send {
 /// The device.
 #[derive(Debug)]
 pub struct Mem<S> {
-    slots: S,
+    backing: S,
     start: GuestAddress,
     /// Bytes of the region, of its usable part, and how many should be plugged.
     region: u64,
@@ -69,14 +69,14 @@ pub struct Mem<S> {
     unplugging: Option<Range<usize>>,
 }
 
-impl<S: Slots> Mem<S> {
+impl<S: Backing> Mem<S> {
     /// A region that begins at `start` and of whose `length` bytes none is memory yet. Of a last block
     /// in part nothing is used.
     #[must_use]
-    pub fn new(slots: S, start: GuestAddress, length: u64) -> Self {
+    pub fn new(backing: S, start: GuestAddress, length: u64) -> Self {
         let count = usize::try_from(length / BLOCK).expect("64-bit host");
         Self {
-            slots,
+            backing,
             start,
             region: length / BLOCK * BLOCK,
             usable: 0,
@@ -97,7 +97,7 @@ impl<S: Slots> Mem<S> {
         // What was usable once remains so: the driver may have plugged any of it.
         if let Some(more) = usable.checked_sub(self.usable).filter(|&more| more > 0) {
             let at = GuestAddress(self.start.0 + self.usable);
-            self.slots.map(at, more)?;
+            self.backing.map(at, more)?;
             self.usable = usable;
         }
         self.requested = requested;
@@ -178,7 +178,7 @@ impl<S: Slots> Mem<S> {
     }
 }
 
-impl<S: Slots> Device for Mem<S> {
+impl<S: Backing> Device for Mem<S> {
     fn id(&self) -> DeviceId {
         DeviceId::Memory
     }

@@ -25,7 +25,7 @@ struct Fake {
     full: bool,
 }
 
-impl Slots for Fake {
+impl Backing for Fake {
     fn map(&mut self, start: GuestAddress, length: u64) -> io::Result<()> {
         if self.full {
             return Err(io::ErrorKind::OutOfMemory.into());
@@ -172,7 +172,7 @@ fn a_request_cut_short_or_without_room_for_its_answer_breaks_the_queue() {
 fn memory_slots_follow_what_is_asked_for_and_never_go() {
     let mut mem = mem(1);
     // Less than a block is none; there is nothing to map for it.
-    assert_eq!((mem.requested(), mem.slots.mapped.len()), (0, 0));
+    assert_eq!((mem.requested(), mem.backing.mapped.len()), (0, 0));
     for (mib, requested, usable) in [
         (2, 2, 128),
         (128, 128, 128),
@@ -184,13 +184,13 @@ fn memory_slots_follow_what_is_asked_for_and_never_go() {
         assert_eq!((mem.requested, mem.usable), (requested << 20, usable << 20));
     }
     let half = REGION / 2;
-    assert_eq!(mem.slots.mapped, [(START, half), (START + half, half)]);
+    assert_eq!(mem.backing.mapped, [(START, half), (START + half, half)]);
 }
 
 #[test]
 fn without_a_slot_nothing_changes() {
     let mut mem = mem(100);
-    mem.slots.full = true;
+    mem.backing.full = true;
     assert!(mem.request(200).is_err());
     assert_eq!((mem.requested, mem.usable), (100 << 20, 128 << 20));
     mem.request(50).unwrap();

@@ -3,23 +3,29 @@
 
 use std::io;
 
-use super::header;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+};
+
 use crate::backend::vhost_net::VhostError;
 use crate::virtio::device::copy_config;
 
 /// Smallest MTU (virtio 1.3 §5.1.4.2).
 const MIN_MTU: u16 = 68;
 
-const FEATURES: u64 = header::F_CSUM
-    | header::F_GUEST_CSUM
-    | header::F_MAC
-    | header::F_GUEST_TSO4
-    | header::F_GUEST_TSO6
-    | header::F_GUEST_ECN
-    | header::F_HOST_TSO4
-    | header::F_HOST_TSO6
-    | header::F_HOST_ECN
-    | header::F_MRG_RXBUF;
+const FEATURES: u64 = 1 << VIRTIO_NET_F_CSUM
+    | 1 << VIRTIO_NET_F_GUEST_CSUM
+    | 1 << VIRTIO_NET_F_MAC
+    | 1 << VIRTIO_NET_F_GUEST_TSO4
+    | 1 << VIRTIO_NET_F_GUEST_TSO6
+    | 1 << VIRTIO_NET_F_GUEST_ECN
+    | 1 << VIRTIO_NET_F_HOST_TSO4
+    | 1 << VIRTIO_NET_F_HOST_TSO6
+    | 1 << VIRTIO_NET_F_HOST_ECN
+    | 1 << VIRTIO_NET_F_MRG_RXBUF;
 
 /// Why there is no network card.
 #[derive(Debug, thiserror::Error)]
@@ -75,12 +81,12 @@ impl Config {
         }
         let mut features = FEATURES;
         if mtu.is_some() {
-            features |= header::F_MTU;
+            features |= 1 << VIRTIO_NET_F_MTU;
         }
         // §5.1.4.2: it is 1 to 0x8000 if there are several, and no field otherwise.
         let pairs = if pairs > 1 { u16::from(pairs) } else { 0 };
         if pairs > 0 {
-            features |= header::F_CTRL_VQ | header::F_MQ;
+            features |= 1 << VIRTIO_NET_F_CTRL_VQ | 1 << VIRTIO_NET_F_MQ;
         }
         let mut space = [0; 12];
         // u8 mac[6]; le16 status; le16 max_virtqueue_pairs; le16 mtu.

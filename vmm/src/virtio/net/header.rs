@@ -4,35 +4,12 @@
 //! The host's kernel checks the header as well. Refusing here what was never negotiated keeps the
 //! rarer paths of its parser out of a guest's reach.
 
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
+};
+
 use crate::backend::tap::{Offloads, VNET_HEADER_LEN};
-
-/// Device handles frames with a partial checksum (virtio 1.3 §5.1.3).
-pub(super) const F_CSUM: u64 = 1 << 0;
-/// Driver handles frames with a partial checksum.
-pub(super) const F_GUEST_CSUM: u64 = 1 << 1;
-/// The configuration space has an MTU.
-pub(super) const F_MTU: u64 = 1 << 3;
-/// The configuration space has a hardware address.
-pub(super) const F_MAC: u64 = 1 << 5;
-/// Driver can receive TSOv4.
-pub(super) const F_GUEST_TSO4: u64 = 1 << 7;
-/// Driver can receive TSOv6.
-pub(super) const F_GUEST_TSO6: u64 = 1 << 8;
-/// Driver can receive TSO with ECN.
-pub(super) const F_GUEST_ECN: u64 = 1 << 9;
-/// Device can receive TSOv4.
-pub(super) const F_HOST_TSO4: u64 = 1 << 11;
-/// Device can receive TSOv6.
-pub(super) const F_HOST_TSO6: u64 = 1 << 12;
-/// Device can receive TSO with ECN.
-pub(super) const F_HOST_ECN: u64 = 1 << 13;
-/// Driver can merge receive buffers.
-pub(super) const F_MRG_RXBUF: u64 = 1 << 15;
-
-/// Device has a control queue.
-pub(super) const F_CTRL_VQ: u64 = 1 << 17;
-/// Device has several pairs of queues, with a choice of them for each flow.
-pub(super) const F_MQ: u64 = 1 << 22;
 
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`.
 const NEEDS_CSUM: u8 = 1 << 0;
@@ -80,10 +57,10 @@ impl Header {
     /// Whether a frame of `len` bytes may be sent under the negotiated `features` (virtio 1.3
     /// §5.1.6.2.1).
     pub(super) fn check(&self, features: u64, len: usize) -> Result<(), Refusal> {
-        let has = |bit| features & bit != 0;
+        let has = |bit: u32| features & 1 << bit != 0;
         let needs_csum = match self.flags {
             0 => false,
-            NEEDS_CSUM if has(F_CSUM) => true,
+            NEEDS_CSUM if has(VIRTIO_NET_F_CSUM) => true,
             _ => return Err(Refusal::Feature),
         };
         if needs_csum {
@@ -96,11 +73,11 @@ impl Header {
         let (kind, ecn) = (self.gso_type & !GSO_ECN, self.gso_type & GSO_ECN != 0);
         match kind {
             GSO_NONE if !ecn => return Ok(()),
-            GSO_TCPV4 if has(F_HOST_TSO4) => {}
-            GSO_TCPV6 if has(F_HOST_TSO6) => {}
+            GSO_TCPV4 if has(VIRTIO_NET_F_HOST_TSO4) => {}
+            GSO_TCPV6 if has(VIRTIO_NET_F_HOST_TSO6) => {}
             _ => return Err(Refusal::Feature),
         }
-        if ecn && !has(F_HOST_ECN) {
+        if ecn && !has(VIRTIO_NET_F_HOST_ECN) {
             return Err(Refusal::Feature);
         }
         if self.gso_size == 0 || !needs_csum {
@@ -114,12 +91,14 @@ impl Header {
 pub(super) fn offloads(features: u64) -> Offloads {
     // virtio 1.3 §5.1.3.1: the others require VIRTIO_NET_F_GUEST_CSUM. A driver that accepted them
     // without it gets none.
-    let has = |bit| features & F_GUEST_CSUM != 0 && features & bit != 0;
+    let accepted = |bit: u32| features & 1 << bit != 0;
+    let has = |bit| accepted(VIRTIO_NET_F_GUEST_CSUM) && accepted(bit);
     Offloads {
-        checksum: has(F_GUEST_CSUM),
-        tso4: has(F_GUEST_TSO4),
-        tso6: has(F_GUEST_TSO6),
-        ecn: has(F_GUEST_ECN) && (has(F_GUEST_TSO4) || has(F_GUEST_TSO6)),
+        checksum: has(VIRTIO_NET_F_GUEST_CSUM),
+        tso4: has(VIRTIO_NET_F_GUEST_TSO4),
+        tso6: has(VIRTIO_NET_F_GUEST_TSO6),
+        ecn: has(VIRTIO_NET_F_GUEST_ECN)
+            && (has(VIRTIO_NET_F_GUEST_TSO4) || has(VIRTIO_NET_F_GUEST_TSO6)),
     }
 }
 
@@ -127,7 +106,10 @@ pub(super) fn offloads(features: u64) -> Offloads {
 mod tests {
     use super::*;
 
-    const ALL: u64 = F_CSUM | F_HOST_TSO4 | F_HOST_TSO6 | F_HOST_ECN;
+    const ALL: u64 = 1 << VIRTIO_NET_F_CSUM
+        | 1 << VIRTIO_NET_F_HOST_TSO4
+        | 1 << VIRTIO_NET_F_HOST_TSO6
+        | 1 << VIRTIO_NET_F_HOST_ECN;
 
     fn header(flags: u8, gso_type: u8, gso_size: u16, csum: (u16, u16)) -> Header {
         Header {
@@ -153,12 +135,18 @@ mod tests {
         let tcp = (34, 16);
         for (header, needs) in [
             (header(0, 0, 0, (0, 0)), 0),
-            (header(1, 0, 0, tcp), F_CSUM),
-            (header(1, 1, 1448, tcp), F_CSUM | F_HOST_TSO4),
-            (header(1, 4, 1428, tcp), F_CSUM | F_HOST_TSO6),
+            (header(1, 0, 0, tcp), 1 << VIRTIO_NET_F_CSUM),
+            (
+                header(1, 1, 1448, tcp),
+                1 << VIRTIO_NET_F_CSUM | 1 << VIRTIO_NET_F_HOST_TSO4,
+            ),
+            (
+                header(1, 4, 1428, tcp),
+                1 << VIRTIO_NET_F_CSUM | 1 << VIRTIO_NET_F_HOST_TSO6,
+            ),
             (
                 header(1, 0x81, 1448, tcp),
-                F_CSUM | F_HOST_TSO4 | F_HOST_ECN,
+                1 << VIRTIO_NET_F_CSUM | 1 << VIRTIO_NET_F_HOST_TSO4 | 1 << VIRTIO_NET_F_HOST_ECN,
             ),
         ] {
             assert_eq!(header.check(needs, 1514), Ok(()));
@@ -204,9 +192,16 @@ mod tests {
 
     #[test]
     fn without_checksums_the_driver_gets_no_offload() {
-        assert_eq!(offloads(F_GUEST_TSO4 | F_GUEST_ECN), Offloads::default());
-        let some = offloads(F_GUEST_CSUM | F_GUEST_TSO6 | F_GUEST_ECN);
+        assert_eq!(
+            offloads(1 << VIRTIO_NET_F_GUEST_TSO4 | 1 << VIRTIO_NET_F_GUEST_ECN),
+            Offloads::default()
+        );
+        let some = offloads(
+            1 << VIRTIO_NET_F_GUEST_CSUM
+                | 1 << VIRTIO_NET_F_GUEST_TSO6
+                | 1 << VIRTIO_NET_F_GUEST_ECN,
+        );
         assert!(some.checksum && !some.tso4 && some.tso6 && some.ecn);
-        assert!(!offloads(F_GUEST_CSUM | F_GUEST_ECN).ecn);
+        assert!(!offloads(1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_ECN).ecn);
     }
 }

@@ -5,12 +5,12 @@
 //!
 //! ```text
 //!             ┌─ pair 1 ◀── event loop ── queue 1 of the tap
-//!  driver ────┼─ pair 2 ◀── its thread ── queue 2           as many as the driver has asked for (`multi`)
+//!  driver ────┼─ pair 2 ◀── its thread ── queue 2           as many as the driver has asked for (`multi_queue`)
 //!             ├─ …
 //!             └─ control queue ◀── event loop               only where there are several
 //! ```
 //! A pair of queues (`pair`) is served on its own, the first by the event loop and each further one by a
-//! thread (`further`): a machine whose card has one has neither threads nor control queue.
+//! thread (`threaded_pair`): a machine whose card has one has neither threads nor control queue.
 //!
 //! Threat: the driver, and whoever sends to the tap. The driver's headers are checked
 //! (`header`), its buffers have to be large enough for one; a frame that no set of its buffers
@@ -21,10 +21,10 @@
 
 mod config;
 mod control;
-mod further;
 mod header;
-mod multi;
+mod multi_queue;
 mod pair;
+mod threaded_pair;
 mod vhost;
 
 use std::io;
@@ -35,7 +35,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::config::Config;
 pub use self::config::{NetError, PlugError};
-use self::multi::Multi;
+use self::multi_queue::MultiQueue;
 pub use self::pair::Limits;
 use self::pair::Pair;
 pub use self::vhost::VhostNet;
@@ -59,7 +59,7 @@ pub struct Net<T> {
     features: u64,
     first: Pair<T>,
     /// Unless that is all.
-    multi: Option<Multi<T>>,
+    multi: Option<MultiQueue<T>>,
 }
 
 impl<T: Tap> Net<T> {
@@ -80,7 +80,7 @@ impl<T: Tap> Net<T> {
         let mut multi = None;
         if pairs > 1 {
             queue_sizes.push(CONTROL_QUEUE_SIZE);
-            let several = Multi::new().map_err(NetError::Host)?;
+            let several = MultiQueue::new().map_err(NetError::Host)?;
             (several.events())
                 .try_for_each(|event| first.watch(event))
                 .map_err(|e| NetError::Host(e.into()))?;
@@ -196,7 +196,7 @@ impl<T: Tap> Device for Net<T> {
     }
 
     fn traffic(&self) -> Traffic {
-        let further = self.multi.as_ref().map(Multi::traffic);
+        let further = self.multi.as_ref().map(MultiQueue::traffic);
         [self.first.traffic()].into_iter().chain(further).sum()
     }
 

@@ -11,6 +11,10 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_MTU,
+};
 
 use super::pair::{MAX_FRAME, NUM_BUFFERS, RX, TX};
 use super::*;
@@ -19,7 +23,7 @@ use crate::rate_limit::RateLimiter;
 use crate::virtio::queue::testing::{Buffer, Driver};
 
 pub(super) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const TSO: u64 = header::F_CSUM | header::F_HOST_TSO4;
+const TSO: u64 = 1 << VIRTIO_NET_F_CSUM | 1 << VIRTIO_NET_F_HOST_TSO4;
 /// A header that asks for nothing.
 const PLAIN: [u8; VNET_HEADER_LEN] = [0; VNET_HEADER_LEN];
 
@@ -218,7 +222,7 @@ fn a_deleted_tap_is_left_alone_and_frames_to_it_are_dropped() {
 
 #[test]
 fn the_tap_is_told_what_the_driver_accepted_each_time() {
-    let mut guest = Guest::new(header::F_GUEST_CSUM | header::F_GUEST_TSO4);
+    let mut guest = Guest::new(1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4);
     guest.net.reset();
     guest.net.activate(0, &mut guest.driver.queues()).unwrap();
     let tso4 = Offloads {
@@ -257,14 +261,14 @@ fn addresses_and_mtus_no_card_can_have_are_refused() {
 #[test]
 fn a_driver_is_told_an_mtu_only_if_there_is_one() {
     let card = |mtu| Net::<FakeTap>::new(MAC, mtu, 1, Limits::default()).unwrap();
-    let offers = |mtu| card(mtu).features() & header::F_MTU != 0;
+    let offers = |mtu| card(mtu).features() & 1 << VIRTIO_NET_F_MTU != 0;
     assert!(offers(Some(1500)));
     assert!(!offers(None));
 }
 
 #[test]
 fn a_card_takes_another_tap_while_it_runs() {
-    let mut guest = Guest::new(header::F_GUEST_CSUM | header::F_GUEST_TSO4);
+    let mut guest = Guest::new(1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4);
     guest.post(4, 1526);
     guest.arrive(b"first");
     assert_eq!(&guest.frame().unwrap()[VNET_HEADER_LEN..], b"first");

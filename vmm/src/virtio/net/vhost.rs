@@ -16,6 +16,7 @@
 //! Threat: what the driver writes is the kernel's to read, headers included (docs/security.md).
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::config::Config;
@@ -31,7 +32,7 @@ use crate::virtio::vrings::vrings;
 const KERNELS: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_RING_F_EVENT_IDX
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
-    | header::F_MRG_RXBUF;
+    | 1 << VIRTIO_NET_F_MRG_RXBUF;
 
 /// The network card.
 #[derive(Debug)]
@@ -127,6 +128,8 @@ mod tests {
     use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
     use std::os::unix::net::UnixDatagram;
 
+    use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4};
+
     use super::super::tests::{FakeTap, MAC, fake_tap};
     use super::*;
     use crate::backend::tap::Offloads;
@@ -199,7 +202,10 @@ mod tests {
         assert_eq!(offered & !0xff_ffff, ring);
         assert_eq!(offered & 0xff_ffff, card(LINUX).config.features());
         let old = card(1 << 32).features();
-        assert_eq!(old, (offered & !ring & !header::F_MRG_RXBUF) | 1 << 32);
+        assert_eq!(
+            old,
+            (offered & !ring & !(1 << VIRTIO_NET_F_MRG_RXBUF)) | 1 << 32
+        );
     }
 
     #[test]
@@ -216,7 +222,7 @@ mod tests {
         card.activate(1 << 32, &mut driver.queues()).unwrap();
 
         let rings = vec![(0, 256), (1, 256)];
-        let all = 1 << 32 | 1 << 29 | 1 << 28 | header::F_MRG_RXBUF;
+        let all = 1 << 32 | 1 << 29 | 1 << 28 | 1 << VIRTIO_NET_F_MRG_RXBUF;
         let expected = [
             Told::Start(all, rings.clone()),
             Told::Connect(first_number),
@@ -243,7 +249,7 @@ mod tests {
         let mut card = card(LINUX);
         let (tap, _wire, host) = fake_tap();
         card.plug(vec![tap]).unwrap();
-        let features = 1 << 32 | header::F_GUEST_CSUM | header::F_GUEST_TSO4;
+        let features = 1 << 32 | 1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4;
         let mut driver = Driver::new(&QUEUE_SIZES);
         card.activate(features, &mut driver.queues()).unwrap();
         let (another, _wire, anothers) = fake_tap();

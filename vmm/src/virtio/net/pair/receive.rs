@@ -3,11 +3,11 @@
 use std::io::{ErrorKind, Write};
 use std::ops::Range;
 
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_queue::QueueT;
 
 use super::{BUDGET, Pair, RX};
 use crate::backend::tap::{Tap, VNET_HEADER_LEN};
-use crate::virtio::net::header;
 use crate::virtio::queue::{QueueError, Queues, Writer, writer};
 
 /// Where the number of merged buffers is in the header.
@@ -83,7 +83,7 @@ impl<T: Tap> Pair<T> {
     /// needs (virtio 1.3 §5.1.6.3.2, §5.1.6.4.1). Without enough buffers for it, returns `false` and
     /// listens for more.
     fn deliver(&mut self, len: usize, queues: &mut Queues<'_>) -> Result<bool, QueueError> {
-        let merge = self.features & header::F_MRG_RXBUF != 0;
+        let merge = self.features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
         let all = queues.rings().get(RX).map_or(0, QueueT::size);
         let mut buffers = Vec::new();
         let mut room = 0;

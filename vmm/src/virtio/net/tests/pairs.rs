@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
+
 use super::*;
 
-const MQ: u64 = header::F_CTRL_VQ | header::F_MQ;
+const MQ: u64 = 1 << VIRTIO_NET_F_CTRL_VQ | 1 << VIRTIO_NET_F_MQ;
 /// `receiveq2`, `transmitq2` and, behind them, `controlq`.
 const RX2: usize = 2;
 const TX2: usize = 3;
@@ -167,7 +169,7 @@ fn what_is_no_command_is_answered_with_an_error_and_without_room_for_that_the_qu
 /// virtio 1.3 §5.1.2: without `VIRTIO_NET_F_MQ` there is one pair, and the control queue is behind it.
 #[test]
 fn a_driver_of_one_pair_has_its_control_queue_behind_that_and_no_command_in_it() {
-    let mut card = Several::new(header::F_CTRL_VQ);
+    let mut card = Several::new(1 << VIRTIO_NET_F_CTRL_VQ);
     card.net.start_threads(Filters::unjailed()).unwrap();
     let chain = [Buffer::Readable(&pairs(2)), Buffer::Writable(1)];
     card.driver.add(RX2, &chain);
@@ -181,7 +183,7 @@ fn a_driver_of_one_pair_has_its_control_queue_behind_that_and_no_command_in_it()
 
 #[test]
 fn without_a_control_queue_the_further_queues_are_nobodys() {
-    for features in [0, header::F_MQ] {
+    for features in [0, 1 << VIRTIO_NET_F_MQ] {
         let mut card = Several::new(features);
         card.send(TX2, b"x");
         card.driver.add(RX2, &[Buffer::Writable(1526)]);

@@ -1,5 +1,7 @@
 //! Frames from the host.
 
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+
 use super::*;
 
 #[test]
@@ -16,7 +18,7 @@ fn a_frame_from_the_host_reaches_the_driver() {
 /// virtio 1.3 §5.1.6.4.1: "the device MUST set num_buffers to indicate the number of buffers".
 #[test]
 fn a_large_frame_is_spread_over_merged_buffers() {
-    let mut guest = Guest::new(header::F_MRG_RXBUF);
+    let mut guest = Guest::new(1 << VIRTIO_NET_F_MRG_RXBUF);
     guest.post(64, 1526);
     let data = pattern(60_000);
     guest.arrive(&data);
@@ -62,7 +64,7 @@ fn cve_2020_16843_frames_wait_without_work_until_the_driver_has_buffers() {
 
 #[test]
 fn a_frame_that_needs_more_buffers_than_there_are_waits_for_the_last_of_them() {
-    let mut guest = Guest::new(header::F_MRG_RXBUF);
+    let mut guest = Guest::new(1 << VIRTIO_NET_F_MRG_RXBUF);
     let data = pattern(4000);
     guest.post(1, 1500);
     guest.arrive(&data);
@@ -77,7 +79,7 @@ fn a_frame_that_needs_more_buffers_than_there_are_waits_for_the_last_of_them() {
 /// The same, by a frame that no buffers will ever hold.
 #[test]
 fn cve_2020_16843_a_frame_that_all_buffers_together_cannot_hold_is_dropped() {
-    let mut guest = Guest::with_queues(header::F_MRG_RXBUF, &[4, 4]);
+    let mut guest = Guest::with_queues(1 << VIRTIO_NET_F_MRG_RXBUF, &[4, 4]);
     guest.post(4, 100);
     guest.arrive(&pattern(400));
     guest.arrive(b"fits");
@@ -86,7 +88,7 @@ fn cve_2020_16843_a_frame_that_all_buffers_together_cannot_hold_is_dropped() {
 
 #[test]
 fn a_flood_is_taken_in_turns() {
-    let mut guest = Guest::new(header::F_MRG_RXBUF);
+    let mut guest = Guest::new(1 << VIRTIO_NET_F_MRG_RXBUF);
     let mut received = 0;
     for _ in 0..200 {
         // As many as the socket holds.
@@ -106,7 +108,7 @@ fn a_flood_is_taken_in_turns() {
 #[test]
 fn a_receive_buffer_without_room_for_a_header_is_refused() {
     for len in [0, 1, 11] {
-        let mut guest = Guest::new(header::F_MRG_RXBUF);
+        let mut guest = Guest::new(1 << VIRTIO_NET_F_MRG_RXBUF);
         guest.driver.add(RX, &[Buffer::Writable(len)]);
         guest.arrive(b"x");
         let served = guest.net.serve_backend(&mut guest.driver.queues());
@@ -117,7 +119,7 @@ fn a_receive_buffer_without_room_for_a_header_is_refused() {
 /// CVE-2026-45782: a head that is available twice.
 #[test]
 fn a_receive_buffer_available_twice_holds_what_was_written_last() {
-    let mut guest = Guest::new(header::F_MRG_RXBUF);
+    let mut guest = Guest::new(1 << VIRTIO_NET_F_MRG_RXBUF);
     let head = guest.driver.add(RX, &[Buffer::Writable(100)]);
     guest.driver.offer(RX, head);
     guest.arrive(&pattern(150));

@@ -15,13 +15,13 @@ use crate::memory::Ram;
 /// KVM keeps a few bytes for each large page of a slot, and on hosts without nested paging eight for
 /// each small one, from the moment there is the slot. So there is none for what may never be used.
 #[derive(Debug)]
-pub struct Slots {
+pub struct MemorySlots {
     fd: Arc<VmFd>,
     ram: Ram,
     next: u32,
 }
 
-impl Slots {
+impl MemorySlots {
     pub(super) fn new(fd: Arc<VmFd>, ram: Ram) -> Self {
         Self { fd, ram, next: 0 }
     }
@@ -37,7 +37,7 @@ impl Slots {
     /// The same, but the guest's to read alone: its stores leave it as those to no memory do.
     ///
     /// # Errors
-    /// As [`Slots::add`].
+    /// As [`MemorySlots::add`].
     pub fn add_read_only(&mut self, start: GuestAddress, length: u64) -> io::Result<()> {
         self.set(start, length, KVM_MEM_READONLY)
     }

@@ -59,7 +59,7 @@ impl AsFd for Bell {
 
 /// What the pair's thread and the card have in common.
 #[derive(Debug)]
-pub(super) struct Further<T> {
+pub(super) struct ThreadedPair<T> {
     kicks: [EventFd; 2],
     interrupt: Interrupt,
     bell: Arc<Bell>,
@@ -98,7 +98,7 @@ enum Token {
     Tap,
 }
 
-impl<T: Tap> Further<T> {
+impl<T: Tap> ThreadedPair<T> {
     /// A pair without a tap, whose queues have these notifications.
     ///
     /// # Errors
@@ -122,7 +122,7 @@ impl<T: Tap> Further<T> {
         })
     }
 
-    /// The driver is ready: `rings` are nobody else's to serve until [`Further::rest`]. Notifications
+    /// The driver is ready: `rings` are nobody else's to serve until [`ThreadedPair::rest`]. Notifications
     /// that came before are the caller's to repeat.
     pub(super) fn begin(&self, features: u64, ram: &Ram, rings: Vec<Queue>) {
         let mut state = self.lock();
@@ -262,7 +262,7 @@ impl<T: Tap> State<T> {
     }
 }
 
-impl<T: Tap + 'static> Further<T> {
+impl<T: Tap + 'static> ThreadedPair<T> {
     /// Starts its thread, called `name`, confined by `filters`; it ends with what is returned.
     ///
     /// # Errors
@@ -333,7 +333,7 @@ mod tests {
         let queues = driver.queues();
         let kicks = queues.kicks().try_into().unwrap();
         let bell = Arc::new(Bell::new().unwrap());
-        let pair = Further::<TapFile>::new(kicks, queues.interrupt(), &bell).unwrap();
+        let pair = ThreadedPair::<TapFile>::new(kicks, queues.interrupt(), &bell).unwrap();
         pair.begin(0, queues.ram(), Vec::new());
         let (turns, over) = (AtomicU32::new(0), AtomicBool::new(false));
 

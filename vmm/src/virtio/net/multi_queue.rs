@@ -9,12 +9,13 @@ use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
 use virtio_queue::Queue;
 use vmm_control::{RateLimit, TokenBucket};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::further::{Bell, Further, Handle};
-use super::{control, header};
+use super::control;
+use super::threaded_pair::{Bell, Handle, ThreadedPair};
 use crate::backend::tap::Tap;
 use crate::jail::Filters;
 use crate::rate_limit::RateLimiter;
@@ -28,8 +29,8 @@ const COMMANDS: NonZeroU64 = NonZeroU64::new(16).expect("it is not zero");
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Multi<T> {
-    further: Vec<Arc<Further<T>>>,
+pub(super) struct MultiQueue<T> {
+    further: Vec<Arc<ThreadedPair<T>>>,
     threads: Vec<Handle>,
     bell: Arc<Bell>,
     limit: RateLimiter,
@@ -51,8 +52,8 @@ enum Agreed {
 
 impl Agreed {
     fn on(features: u64) -> Self {
-        let has = |bit| features & bit != 0;
-        match (has(header::F_CTRL_VQ), has(header::F_MQ)) {
+        let has = |bit: u32| features & 1 << bit != 0;
+        match (has(VIRTIO_NET_F_CTRL_VQ), has(VIRTIO_NET_F_MQ)) {
             // §5.1.3.1: VIRTIO_NET_F_MQ requires VIRTIO_NET_F_CTRL_VQ.
             (false, _) => Self::Nothing,
             (true, false) => Self::Commands,
@@ -61,7 +62,7 @@ impl Agreed {
     }
 }
 
-impl<T: Tap> Multi<T> {
+impl<T: Tap> MultiQueue<T> {
     /// What such a card has before the transport is there.
     ///
     /// # Errors
@@ -95,7 +96,8 @@ impl<T: Tap> Multi<T> {
     pub(super) fn wire(&mut self, kicks: &[EventFd], interrupt: &Interrupt) -> io::Result<()> {
         let (pairs, _control) = kicks.as_chunks();
         let further = pairs.iter().skip(1);
-        let further = further.map(|kicks| Further::new(kicks, interrupt, &self.bell).map(Arc::new));
+        let further =
+            further.map(|kicks| ThreadedPair::new(kicks, interrupt, &self.bell).map(Arc::new));
         self.further = further.collect::<Result<_, _>>()?;
         Ok(())
     }
@@ -146,7 +148,7 @@ impl<T: Tap> Multi<T> {
         Ok(())
     }
 
-    /// One of [`Multi::events`] may be ready.
+    /// One of [`MultiQueue::events`] may be ready.
     pub(super) fn serve_events(&mut self, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
         if self.bell.answer() {
             for (number, pair) in (2..).zip(&self.further) {
@@ -201,7 +203,7 @@ impl<T: Tap> Multi<T> {
 
 /// Has the driver use `wanted` pairs, in place of `used`; says whether it does. There is a largest number,
 /// and it is the card's: the specification's is larger.
-fn set_pairs<T: Tap>(further: &[Arc<Further<T>>], used: &mut usize, wanted: usize) -> bool {
+fn set_pairs<T: Tap>(further: &[Arc<ThreadedPair<T>>], used: &mut usize, wanted: usize) -> bool {
     if !(1..=1 + further.len()).contains(&wanted) {
         return false;
     }
@@ -220,7 +222,7 @@ fn set_pairs<T: Tap>(further: &[Arc<Further<T>>], used: &mut usize, wanted: usiz
     true
 }
 
-impl<T: Tap + 'static> Multi<T> {
+impl<T: Tap + 'static> MultiQueue<T> {
     /// Starts a thread for each further pair, confined by `filters`.
     ///
     /// # Errors
