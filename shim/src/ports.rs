@@ -1,18 +1,22 @@
 //! The host's vsock ports: who waits for which connection of the guest's.
 //!
-//! A port that nobody waits for is closed, and each is good for one connection: a guest can neither
-//! guess its way into a stream nor take one twice.
+//! A port that nobody waits for is closed, and each is good for one connection. Whoever connects first has
+//! it, and in the guest that could be any process that may make vsock sockets, of any container: streams
+//! have ports drawn at random of four thousand million, so that nobody guesses their way into one.
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use agent_protocol::FIRST_STREAM_PORT;
 use log::debug;
+use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 /// The ports of one sandbox.
 #[derive(Debug)]
@@ -23,7 +27,6 @@ pub struct Ports {
 
 #[derive(Debug)]
 struct Table {
-    next: u32,
     /// `None` once the guest is gone: no connection will come.
     waiting: Option<HashMap<u32, oneshot::Sender<OwnedFd>>>,
 }
@@ -40,7 +43,6 @@ impl Default for Ports {
     /// No port is waited for.
     fn default() -> Self {
         let table = Table {
-            next: FIRST_STREAM_PORT,
             waiting: Some(HashMap::new()),
         };
         Self {
@@ -50,12 +52,11 @@ impl Default for Ports {
 }
 
 impl Ports {
-    /// Waits for a connection to a port that nobody has used.
+    /// Waits for a connection to a port that nobody can know who is not told it.
     #[must_use]
     pub fn expect(&self) -> Expected {
         let mut table = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let port = table.next;
-        table.next = table.next.wrapping_add(1).max(FIRST_STREAM_PORT);
+        let port = table.unused_port();
         table.wait_for(port)
     }
 
@@ -95,6 +96,17 @@ impl Ports {
 }
 
 impl Table {
+    fn unused_port(&self) -> u32 {
+        loop {
+            let port = random();
+            let is_waited_for = (self.waiting.as_ref()).is_some_and(|of| of.contains_key(&port));
+            // The last is no port (`VMADDR_PORT_ANY`, vsock(7)).
+            if (FIRST_STREAM_PORT..u32::MAX).contains(&port) && !is_waited_for {
+                return port;
+            }
+        }
+    }
+
     fn wait_for(&mut self, port: u32) -> Expected {
         let (sender, connection) = oneshot::channel();
         if let Some(waiting) = &mut self.waiting {
@@ -104,6 +116,15 @@ impl Table {
         }
         Expected { port, connection }
     }
+}
+
+fn random() -> u32 {
+    let mut bytes = [0; 4];
+    let filled = getrandom(&mut bytes, GetRandomFlags::empty());
+    // getrandom(2): so few come whole, and there is no error once the host's pool is initialised,
+    // before which it waits.
+    filled.expect("the host's kernel has random numbers");
+    u32::from_ne_bytes(bytes)
 }
 
 impl Expected {
@@ -119,6 +140,14 @@ impl Expected {
         let socket = StdUnixStream::from(socket);
         socket.set_nonblocking(true)?;
         UnixStream::from_std(socket)
+    }
+
+    /// The same, but for no longer than that.
+    ///
+    /// # Errors
+    /// As [`Expected::connected`], and when the guest does not connect in time.
+    pub async fn connected_within(self, patience: Duration) -> io::Result<UnixStream> {
+        timeout(patience, self.connected()).await?
     }
 }
 
@@ -147,6 +176,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn no_port_tells_of_another() {
+        let ports = Ports::default();
+        let expected: Vec<_> = (0..64).map(|_| ports.expect()).collect();
+        let mut numbers: Vec<u32> = expected.iter().map(|expected| expected.port).collect();
+        assert!(numbers.iter().all(|&port| port >= FIRST_STREAM_PORT));
+        numbers.sort_unstable();
+        // By chance two of 64 are neighbours once in a million runs.
+        let closest = numbers.windows(2).map(|pair| pair[1] - pair[0]).min();
+        assert!(closest > Some(1), "{numbers:?}");
+    }
+
+    #[tokio::test]
     async fn who_waits_is_told_when_the_guest_is_gone() {
         let ports = Ports::default();
         let before = ports.expect();
@@ -155,6 +196,16 @@ mod tests {
             let error = expected.connected().await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
         }
+    }
+
+    #[tokio::test]
+    async fn who_does_not_come_is_not_waited_for() {
+        let ports = Ports::default();
+        let waited = ports
+            .expect()
+            .connected_within(Duration::from_millis(10))
+            .await;
+        assert_eq!(waited.unwrap_err().kind(), ErrorKind::TimedOut);
     }
 
     #[tokio::test]

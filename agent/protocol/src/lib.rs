@@ -35,7 +35,7 @@ pub const RPC_PORT: u32 = 1;
 /// Host port that takes the agent's log, UTF-8 lines.
 pub const LOG_PORT: u32 = 2;
 
-/// First host port for standard streams; the shim counts up from it, and uses each port once.
+/// Lowest host port of streams. Each has one of its own, drawn at random, for one connection.
 pub const FIRST_STREAM_PORT: u32 = 1024;
 
 /// Processes of a container that are listed, at most.
