@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use agent_protocol::{self as agent, AgentClient, MAX_LISTENING};
 use log::{debug, warn};
@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::rule::{Protocol, Rule};
+use super::throttle::Throttle;
 use super::{Forwards, Guest, Whose, bind};
 use crate::error::{TaskError, chain};
 use crate::ports::Ports;
@@ -101,11 +102,19 @@ async fn run(guest: Guest, network: u32, lowest: Arc<AtomicU16>) {
 }
 
 /// The sockets of the guest, and what has become of them.
-#[derive(Default)]
 struct Sockets {
     followed: HashMap<Socket, Followed>,
-    /// When a refusal was last told of: a guest may cause as many as it likes.
-    told: Option<Instant>,
+    /// Of what is told of refusals, of which a guest may cause as many as it likes.
+    told: Throttle,
+}
+
+impl Default for Sockets {
+    fn default() -> Self {
+        Self {
+            followed: HashMap::new(),
+            told: Throttle::new(PAUSE),
+        }
+    }
 }
 
 impl Sockets {
@@ -153,10 +162,9 @@ impl Sockets {
     }
 
     fn tell(&mut self, refused: &Rule, why: &io::Error) {
-        if self.told.is_some_and(|told| told.elapsed() < PAUSE) {
+        if !self.told.passes() {
             return;
         }
-        self.told = Some(Instant::now());
         warn!(
             "{} port {}, at which a container with the host's network listens, is not its on the host: {}",
             refused.protocol,

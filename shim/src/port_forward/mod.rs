@@ -14,6 +14,7 @@ pub mod rule;
 mod tcp;
 #[cfg(test)]
 mod tests;
+mod throttle;
 mod udp;
 
 use std::io;
@@ -32,6 +33,9 @@ use rule::{Protocol, Rule};
 
 /// How long the agent may take to reach the container's port.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long nothing is told again of what a client may cause as often as it likes.
+const TOLD_PAUSE: Duration = Duration::from_secs(60);
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -152,7 +156,9 @@ impl Guest {
         let context = ttrpc::context::with_duration(CONNECT_PATIENCE);
         let asked = self.agent.forward(context, &request).await;
         asked.map_err(|e| TaskError::from(e).to_string())?;
-        expected.connected().await.map_err(|e| chain(&e))
+        // An agent that says that it comes, and does not, keeps no client for ever.
+        let connected = expected.connected_within(CONNECT_PATIENCE).await;
+        connected.map_err(|e| chain(&e))
     }
 }
 

@@ -9,8 +9,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::Guest;
 use super::rule::Rule;
+use super::throttle::Throttle;
+use super::{Guest, TOLD_PAUSE};
 use crate::error::chain;
 
 /// Connections at a time; more wait to be accepted, as with any busy server. The machine's vsock has
@@ -23,6 +24,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) async fn serve(listener: TcpListener, guest: Guest, rule: Rule) {
     let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
+    let mut told = Throttle::new(TOLD_PAUSE);
     loop {
         while connections.try_join_next().is_some() {}
         let Ok(permit) = Arc::clone(&free).acquire_owned().await else {
@@ -37,7 +39,9 @@ pub(super) async fn serve(listener: TcpListener, guest: Guest, rule: Rule) {
                 });
             }
             Err(e) => {
-                warn!("accept a connection to {}: {}", rule.host, chain(&e));
+                if told.passes() {
+                    warn!("accept a connection to {}: {}", rule.host, chain(&e));
+                }
                 tokio::time::sleep(PAUSE).await;
             }
         }

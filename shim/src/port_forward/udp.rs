@@ -17,8 +17,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::bytes::Bytes;
 
-use super::Guest;
 use super::rule::Rule;
+use super::throttle::Throttle;
+use super::{Guest, TOLD_PAUSE};
 
 /// Clients at a time; datagrams of more are dropped.
 const MAX_CLIENTS: usize = 256;
@@ -37,6 +38,7 @@ pub(super) async fn serve(socket: UdpSocket, guest: Guest, rule: Rule) {
     let clients = Clients::default();
     let mut tasks = JoinSet::new();
     let mut buffer = vec![0; datagram::MAX];
+    let mut told = Throttle::new(TOLD_PAUSE);
     loop {
         while tasks.try_join_next().is_some() {}
         let (length, client) = match socket.recv_from(&mut buffer).await {
@@ -54,10 +56,10 @@ pub(super) async fn serve(socket: UdpSocket, guest: Guest, rule: Rule) {
             continue;
         }
         if table.len() == MAX_CLIENTS {
-            warn!(
-                "more than {MAX_CLIENTS} clients of {}: one is dropped",
-                rule.host
-            );
+            if told.passes() {
+                let host = rule.host;
+                warn!("more than {MAX_CLIENTS} clients of {host}: others are dropped");
+            }
             continue;
         }
         let (queue, datagrams) = mpsc::channel(QUEUE);
