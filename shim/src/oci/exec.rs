@@ -123,11 +123,12 @@ fn like(mut process: Process, args: &ExecArgs) -> Result<Process, String> {
         process.set_no_new_privileges(Some(true));
     }
     if let Some(user) = &args.user {
-        process.set_user(self::user(user)?);
+        become_user(process.user_mut(), user)?;
     }
     if !args.additional_gids.is_empty() {
-        let gids = Some(args.additional_gids.clone());
-        process.user_mut().set_additional_gids(gids);
+        let mut gids = process.user().additional_gids().clone().unwrap_or_default();
+        gids.extend(&args.additional_gids);
+        process.user_mut().set_additional_gids(Some(gids));
     }
     for name in &args.cap {
         let found = Capability::deserialize(&Value::from(name.as_str()));
@@ -166,16 +167,20 @@ fn with(mut sets: LinuxCapabilities, capability: Capability) -> LinuxCapabilitie
     sets
 }
 
-/// UID[:GID].
-fn user(text: &str) -> Result<User, String> {
-    let (uid, gid) = text.split_once(':').unwrap_or((text, "0"));
+/// UID[:GID]: without the latter its groups are what they were, as with runc.
+fn become_user(user: &mut User, text: &str) -> Result<(), String> {
+    let (uid, gid) = text
+        .split_once(':')
+        .map_or((text, None), |(u, g)| (u, Some(g)));
     let number = |part: &str| {
         let number = part.parse::<u32>();
         number.map_err(|_| format!("--user {text:?}: it is UID[:GID], in numbers"))
     };
-    let mut user = User::default();
-    user.set_uid(number(uid)?).set_gid(number(gid)?);
-    Ok(user)
+    user.set_uid(number(uid)?);
+    if let Some(gid) = gid {
+        user.set_gid(number(gid)?);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -195,7 +200,7 @@ mod tests {
         let words = std::iter::once("exec").chain(line.split_whitespace());
         let process: Process = serde_json::from_value(json!({
             "cwd": "/home", "args": ["init"], "env": ["TIDE=low"], "terminal": true,
-            "user": { "uid": 7, "gid": 7 },
+            "user": { "uid": 7, "gid": 7, "additionalGids": [5] },
         }))
         .unwrap();
         let changed = like(process, &Command::try_parse_from(words).unwrap().exec)?;
@@ -218,7 +223,11 @@ mod tests {
         assert_eq!(other["env"], json!(["TIDE=low", "TIDE=high"]));
         assert_eq!(
             other["user"],
-            json!({ "uid": 1, "gid": 2, "additionalGids": [3] })
+            json!({ "uid": 1, "gid": 2, "additionalGids": [5, 3] })
+        );
+        assert_eq!(
+            changed("-u 8 sea id").unwrap()["user"],
+            json!({ "uid": 8, "gid": 7, "additionalGids": [5] })
         );
         assert_eq!(other["capabilities"]["effective"], json!(["CAP_SYS_ADMIN"]));
         assert_eq!(
