@@ -11,10 +11,11 @@ use serde_json::Value;
 use super::args::ExecArgs;
 use super::error::OciError;
 use super::folder::{Folder, Record};
+use super::guard::Guard;
 use super::lifecycle::{check_console, detached_streams, refuse_descriptors, write_pid_file};
 use super::monitor::{self, Followed};
 use super::relay::{Pipes, Streams};
-use super::task::Task;
+use super::task::{SIGKILL, Task};
 use super::terminal::Raw;
 use crate::bundle;
 
@@ -74,10 +75,15 @@ async fn follow(
 ) -> Result<u8, OciError> {
     let _raw = terminal.then(Raw::standard_input).transpose()?;
     let streams = Streams::own()?;
-    let followed = Followed::new(folder, task.clone(), exec_id, terminal, streams, false)?;
+    let guard = Guard::start(folder, exec_id, false)?;
+    let followed = Followed::new(folder, task.clone(), exec_id, terminal, streams, guard)?;
     task.start(exec_id).await?;
     // Who kills this program kills the process, as its guard sees to.
-    write_pid_file(args.pid_file.as_deref(), std::process::id())?;
+    let written = write_pid_file(args.pid_file.as_deref(), std::process::id());
+    if written.is_err() {
+        let _ = task.kill(exec_id, SIGKILL, false).await;
+    }
+    written?;
     Ok(followed.until_its_end().await)
 }
 

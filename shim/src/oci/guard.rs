@@ -1,8 +1,8 @@
 //! What a monitor that was killed leaves: a process in the guest that nobody follows.
 //!
-//! Who is told a pid may send it SIGKILL, which no process can pass on. So beside each monitor there is a
-//! guard, this program again, that waits for a word of it. If the monitor ends without one, the guard
-//! kills the process, and with a container that nobody else knows of, the container goes.
+//! Who is told a pid may send it SIGKILL, which no process can pass on. So beside each monitor, and each program
+//! that creates a container, there is a guard, this program again, that waits for a word of it. If it ends
+//! without one, the guard kills the process, and a container that nobody else knows of goes.
 
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
@@ -13,12 +13,9 @@ use super::args::GuardArgs;
 use super::error::OciError;
 use super::folder::Folder;
 use super::lifecycle;
-use super::task::Task;
+use super::task::{SIGKILL, Task};
 
-/// signal(7).
-const SIGKILL: u32 = 9;
-
-/// A guard that watches this process.
+/// A guard that watches this process, until it is dropped.
 pub(super) struct Guard(Child);
 
 impl Guard {
@@ -44,9 +41,11 @@ impl Guard {
         let child = command.spawn().map_err(OciError::file("run", program))?;
         Ok(Self(child))
     }
+}
 
-    /// The process is over: there is nothing to guard.
-    pub(super) fn dismiss(mut self) {
+impl Drop for Guard {
+    /// Dismisses it. Whoever drops it has seen to the process himself: it is for who could not.
+    fn drop(&mut self) {
         if let Some(mut word) = self.0.stdin.take() {
             let _ = word.write_all(b".");
         }

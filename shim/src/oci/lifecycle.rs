@@ -9,17 +9,15 @@ use oci_spec::runtime::{Process, Spec};
 use super::args::{CreateArgs, DeleteArgs, KillArgs, RunArgs};
 use super::error::OciError;
 use super::folder::{Folder, Record};
+use super::guard::Guard;
 use super::monitor::{self, Followed};
 use super::relay::{Pipes, Streams};
 use super::report;
-use super::task::{self, STOPPED, Task};
+use super::task::{self, SIGKILL, STOPPED, Task};
 use super::terminal::{self, Raw};
 use crate::bundle;
 use crate::config::Config;
 use crate::error::chain;
-
-/// signal(7).
-const SIGKILL: u32 = 9;
 
 /// A container that was created, and that nobody follows yet.
 struct Created {
@@ -29,6 +27,8 @@ struct Created {
     terminal: bool,
     /// In its network namespace.
     pid: u32,
+    /// Until somebody follows it.
+    guard: Guard,
 }
 
 /// `create`.
@@ -48,21 +48,29 @@ pub(super) async fn run(root: &Path, debug: bool, args: &RunArgs) -> Result<u8, 
         };
         return or_discard(&created.folder, started).await.map(|()| 0);
     }
-    let followed = follow(&created, &args.create).await;
-    let status = or_discard(&created.folder, followed).await?;
+    let folder = created.folder.clone();
+    let followed = follow(created, &args.create).await;
+    let status = or_discard(&folder, followed).await?;
     if !args.keep {
-        discard(&created.folder).await?;
+        discard(&folder).await?;
     }
     Ok(status)
 }
 
-async fn follow(created: &Created, args: &CreateArgs) -> Result<u8, OciError> {
-    let _raw = created.terminal.then(Raw::standard_input).transpose()?;
-    let (folder, task) = (&created.folder, created.task.clone());
+async fn follow(created: Created, args: &CreateArgs) -> Result<u8, OciError> {
+    let Created {
+        folder,
+        task,
+        terminal,
+        pid,
+        guard,
+        ..
+    } = created;
+    let _raw = terminal.then(Raw::standard_input).transpose()?;
     let streams = Streams::own()?;
-    let followed = Followed::new(folder, task, "", created.terminal, streams, true)?;
-    write_pid_file(args.pid_file.as_deref(), created.pid)?;
-    created.task.start("").await?;
+    let followed = Followed::new(&folder, task.clone(), "", terminal, streams, guard)?;
+    write_pid_file(args.pid_file.as_deref(), pid)?;
+    task.start("").await?;
     Ok(followed.until_its_end().await)
 }
 
@@ -82,6 +90,7 @@ async fn make(
     let record = record(&spec, &bundle);
     let folder = Folder::create(root, &args.id, &bundle, debug)?;
     let created = async {
+        let guard = Guard::start(&folder, "", true)?;
         let pipes = Pipes::of(&folder, "", terminal);
         pipes.make()?;
         let task = Task::start_shim(&folder).await?;
@@ -89,15 +98,16 @@ async fn make(
             .create(&bundle.display().to_string(), &pipes.paths())
             .await?;
         folder.note(&record)?;
-        Ok((task, pid))
+        Ok((task, pid, guard))
     };
-    let (task, pid) = or_discard(&folder, created.await).await?;
+    let (task, pid, guard) = or_discard(&folder, created.await).await?;
     Ok(Created {
         folder,
         record,
         task,
         terminal,
         pid,
+        guard,
     })
 }
 

@@ -58,20 +58,20 @@ pub(super) struct Followed {
     signals: mpsc::UnboundedReceiver<u32>,
     /// Where the size of its terminal is to be found, if it has one.
     terminal: Option<(OwnedFd, Signal)>,
-    guard: Guard,
+    _guard: Guard,
     pipes: Pipes,
 }
 
 impl Followed {
-    /// Starts to follow a process that is not started yet; the empty `exec_id` is the first one's.
-    /// `delete` has the container deleted, should this program be killed.
+    /// Starts to follow a process that is not started yet; the empty `exec_id` is the first one's. `guard` is for
+    /// what is to happen should this program be killed.
     pub(super) fn new(
         folder: &Folder,
         task: Task,
         exec_id: &str,
         terminal: bool,
         streams: Streams,
-        delete: bool,
+        guard: Guard,
     ) -> Result<Self, OciError> {
         let signals = forwarded()?;
         let terminal = if terminal {
@@ -83,7 +83,6 @@ impl Followed {
         };
         let pipes = Pipes::of(folder, exec_id, terminal.is_some());
         let (relay, input_ended) = Relay::start(&pipes, streams)?;
-        let guard = Guard::start(folder, exec_id, delete)?;
         Ok(Self {
             task,
             exec_id: exec_id.to_owned(),
@@ -91,7 +90,7 @@ impl Followed {
             input_ended,
             signals,
             terminal,
-            guard,
+            _guard: guard,
             pipes,
         })
     }
@@ -123,7 +122,6 @@ impl Followed {
             self.pipes.remove();
         }
         self.relay.finish().await;
-        self.guard.dismiss();
         u8::try_from(status).unwrap_or(u8::MAX)
     }
 
@@ -249,5 +247,6 @@ async fn take_over(
         error,
     };
     let exec_id = args.exec.as_deref().unwrap_or_default();
-    Followed::new(&folder, task, exec_id, args.terminal, streams, false)
+    let guard = Guard::start(&folder, exec_id, false)?;
+    Followed::new(&folder, task, exec_id, args.terminal, streams, guard)
 }

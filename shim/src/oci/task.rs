@@ -44,6 +44,9 @@ pub(super) struct State {
     pub(super) pid: u32,
 }
 
+/// signal(7).
+pub(super) const SIGKILL: u32 = 9;
+
 /// What is no more.
 pub(super) const STOPPED: State = State {
     status: "stopped",
