@@ -212,19 +212,21 @@ impl Inner {
         if figure == self.init {
             return;
         }
-        let mut expected = vec![0; self.unread + 1];
         let told = async {
             self.order.write_all(&figure.order()).await?;
-            self.done.read_exact(&mut expected).await
+            self.unread += 1;
+            while self.unread > 0 {
+                // One by one: what has come is counted, should this be given up in between.
+                self.done.read_exact(&mut [0]).await?;
+                self.unread -= 1;
+            }
+            io::Result::Ok(())
         };
         match timeout(PATIENCE, told).await {
-            Ok(Ok(_)) => (self.init, self.unread) = (figure, 0),
+            Ok(Ok(())) => self.init = figure,
             // It has just been killed: then the container ends.
             Ok(Err(e)) => debug!("a stand-in is what it was: {e}"),
-            Err(_) => {
-                warn!("a stand-in is what it was after {PATIENCE:?}");
-                self.unread += 1;
-            }
+            Err(_) => warn!("a stand-in is what it was after {PATIENCE:?}"),
         }
     }
 }
