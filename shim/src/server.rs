@@ -7,6 +7,7 @@
 //! containerd understands (`bootstrap`).
 
 use std::io::{IsTerminal, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -74,7 +75,8 @@ async fn start(flags: &Flags) -> anyhow::Result<()> {
     }
     // The library's own way into the cgroup finds none without controllers.
     options.extensions.clear();
-    let address = match joined(flags)? {
+    let own = options.socket_address(&flags.id);
+    let address = match joined(flags, own)? {
         Some(address) => address,
         None => spawn(options, &flags.id, Vec::new()).await?,
     };
@@ -88,8 +90,12 @@ async fn start(flags: &Flags) -> anyhow::Result<()> {
 }
 
 /// Where the shim of the sandbox listens that the container joins, if it joins one: as a rule because
-/// its configuration says so; or it was the first of a machine in which others are left.
-fn joined(flags: &Flags) -> anyhow::Result<Option<String>> {
+/// its configuration says so; or it was the first of a machine in which others are left, which may be over by
+/// now and not deleted. A shim that still serves at `own`, the address of a new one, is this one's.
+fn joined(flags: &Flags, own: String) -> anyhow::Result<Option<String>> {
+    if is_served(&own) {
+        return Ok(Some(own));
+    }
     let bundle = std::env::current_dir().context("find the bundle")?;
     // What may be wrong with either is Create's to say.
     let (Ok(config), Ok(spec)) = (Config::load(), bundle::load(&bundle)) else {
@@ -174,7 +180,7 @@ async fn run_poststop(bundle: &Path, id: &str) {
 async fn serve(flags: &Flags) -> anyhow::Result<()> {
     let socket = socket_path(&flags.socket);
     logger::init(flags.debug, "info", &flags.namespace, &flags.id)?;
-    let listener = listen(&socket)?;
+    let (listener, bound) = listen(&socket)?;
 
     let address = std::env::var("TTRPC_ADDRESS").context("read TTRPC_ADDRESS")?;
     let (events, published) = Events::to_containerd(address, flags.namespace.clone());
@@ -204,16 +210,41 @@ async fn serve(flags: &Flags) -> anyhow::Result<()> {
 
     ended(&shutdown).await?;
     server.shutdown().await.context("stop serving")?;
-    remove_socket(&socket)?;
+    bound.remove(&socket)?;
     drop(server);
     // The last event is containerd's before the process is gone.
     let _ = tokio::time::timeout(std::time::Duration::from_secs(5), published).await;
     Ok(())
 }
 
-/// Listens at the socket. One that is there was left by a shim that crashed: containerd starts a
-/// shim for an id only when it has none.
-fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
+/// Which file a socket is. Its path can be another's by the time that this one ends.
+struct Bound {
+    device: u64,
+    inode: u64,
+}
+
+impl Bound {
+    fn at(socket: &Path) -> std::io::Result<Self> {
+        let is = std::fs::symlink_metadata(socket)?;
+        Ok(Self {
+            device: is.dev(),
+            inode: is.ino(),
+        })
+    }
+
+    /// Removes it, and none that is there in its stead.
+    fn remove(&self, socket: &Path) -> anyhow::Result<()> {
+        let there = Self::at(socket);
+        if there.is_ok_and(|there| (there.device, there.inode) == (self.device, self.inode)) {
+            remove_socket(socket)?;
+        }
+        Ok(())
+    }
+}
+
+/// Listens at the socket. One that is there was left by a shim that crashed: `start` puts none into the
+/// background whose socket is served.
+fn listen(socket: &Path) -> anyhow::Result<(UnixListener, Bound)> {
     if let Some(parent) = socket.parent() {
         std::fs::create_dir_all(parent).with_context(|| format!("make {}", parent.display()))?;
     }
@@ -223,7 +254,8 @@ fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
     // root alone may ask for containers.
     std::fs::set_permissions(socket, std::os::unix::fs::PermissionsExt::from_mode(0o600))
         .with_context(|| format!("restrict {}", socket.display()))?;
-    Ok(listener)
+    let bound = Bound::at(socket).with_context(|| format!("look at {}", socket.display()))?;
+    Ok((listener, bound))
 }
 
 /// Whether a shim listens there.
@@ -256,5 +288,24 @@ async fn ended(shutdown: &Notify) -> anyhow::Result<()> {
             _ = terminate.recv() => info!("SIGTERM is ignored"),
             _ = interrupt.recv() => info!("SIGINT is ignored"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_is_removed_by_who_listens_there_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("shim.sock");
+        let (former, formers) = listen(&socket).unwrap();
+        let (_latter, latters) = listen(&socket).unwrap();
+        formers.remove(&socket).unwrap();
+        assert!(is_served(socket.to_str().unwrap()));
+        latters.remove(&socket).unwrap();
+        assert!(!socket.exists());
+        latters.remove(&socket).unwrap();
+        drop(former);
     }
 }
