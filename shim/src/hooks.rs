@@ -21,6 +21,7 @@ use tokio::process::Command;
 
 use crate::bundle::Unsupported;
 use crate::error::chain;
+use crate::open_files;
 
 /// Bytes of a failed hook's standard error that are told.
 const LAST_WORDS: usize = 400;
@@ -219,6 +220,7 @@ async fn run(hook: &Hook, state: &[u8], bundle: &Path) -> Result<(), HookError> 
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
+    open_files::give(&mut command);
     let mut child = command.spawn().map_err(failed)?;
     let mut stdin = child.stdin.take().expect("it is piped");
     let told = async move {

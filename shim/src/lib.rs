@@ -30,6 +30,7 @@ pub mod memory;
 pub mod mount_points;
 pub mod network;
 pub mod oci;
+pub mod open_files;
 pub mod port_forward;
 pub mod ports;
 pub mod process_identity;

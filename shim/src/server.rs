@@ -33,6 +33,7 @@ use crate::container::LOST;
 use crate::events::Events;
 use crate::grouping;
 use crate::hooks::{Hooks, Subject};
+use crate::open_files;
 use crate::rootfs;
 use crate::runtime::Runtime;
 use crate::share::Share;
@@ -180,6 +181,7 @@ async fn run_poststop(bundle: &Path, id: &str) {
 async fn serve(flags: &Flags) -> anyhow::Result<()> {
     let socket = socket_path(&flags.socket);
     logger::init(flags.debug, "info", &flags.namespace, &flags.id)?;
+    open_files::raise().context("raise the limit of open files")?;
     let (listener, bound) = listen(&socket)?;
 
     let address = std::env::var("TTRPC_ADDRESS").context("read TTRPC_ADDRESS")?;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
+use log::debug;
 use nix::sched::CloneFlags;
 use tokio::process::Child;
 use tokio::sync::mpsc::{self, Receiver, Sender};
@@ -194,6 +195,11 @@ fn enter(network: Option<&Path>) -> Result<(), VmmError> {
 fn receive_all(channel: &Channel, events: &Sender<Said>) {
     loop {
         let received = channel.receive();
+        // A connection of the guest's is lost then, and nothing else: no other message has descriptors.
+        if let Err(e @ ReceiveError::NoDescriptor) = &received {
+            debug!("{e}");
+            continue;
+        }
         let last = received.is_err();
         if events.blocking_send(received).is_err() || last {
             return;

@@ -18,6 +18,7 @@ use tokio::process::{Child, Command};
 
 use super::sink::{LoggerCommand, Sink};
 use super::{Owner, StdioError};
+use crate::open_files;
 
 /// How long a logger may take to be ready.
 const READY_PATIENCE: Duration = Duration::from_secs(10);
@@ -70,6 +71,7 @@ impl Logger {
                     .collect(),
             )
             .expect("three different descriptors do not collide");
+        open_files::give(&mut logger);
         let child = logger.spawn().map_err(failed)?;
         // It holds our copies of the logger's ends.
         drop(logger);

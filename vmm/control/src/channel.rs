@@ -62,6 +62,11 @@ pub enum ReceiveError {
     /// The packet or its descriptors did not fit and were cut.
     #[error("control message exceeds {MAX_MESSAGE} bytes or {MAX_FDS} descriptors")]
     TooLarge,
+    /// The packet is whole, and of its descriptors some are lost.
+    #[error(
+        "receive the descriptors of a control message: this process has as many open files as it may"
+    )]
+    NoDescriptor,
     /// The packet is not a message of this protocol: the two programs are of different builds.
     #[error("decode a control message; are hull-vmm and the shim of one build?")]
     Decode(#[source] serde_json::Error),
@@ -167,11 +172,12 @@ impl Channel {
         if received.bytes == 0 {
             return Err(ReceiveError::Closed);
         }
-        if received
-            .flags
-            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-        {
+        if received.flags.contains(ReturnFlags::TRUNC) {
             return Err(ReceiveError::TooLarge);
+        }
+        // There is room for as many as a message may have: the kernel could not make them ours (unix(7)).
+        if received.flags.contains(ReturnFlags::CTRUNC) {
+            return Err(ReceiveError::NoDescriptor);
         }
         let message =
             serde_json::from_slice(&bytes[..received.bytes]).map_err(ReceiveError::Decode)?;
@@ -207,7 +213,10 @@ impl std::os::fd::AsRawFd for Channel {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
+    use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
+
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
     use super::*;
     use crate::{Event, Request};
@@ -296,6 +305,26 @@ mod tests {
         assert_eq!(text, "tide");
         shim.send(&Request::Stop, &[]).unwrap();
         assert!(vmm.receive::<Request>().is_ok());
+    }
+
+    #[test]
+    fn a_descriptor_for_which_there_is_no_room_is_lost_and_the_channel_is_not() {
+        let (shim, vmm) = Channel::pair().unwrap();
+        vmm.send(&Event::Dialled { port: 7 }, &[vmm.as_fd()])
+            .unwrap();
+        vmm.send(&Event::Started, &[]).unwrap();
+        let next = shim.as_fd().try_clone_to_owned().unwrap();
+        let given = getrlimit(Resource::Nofile);
+        let full = Rlimit {
+            current: u64::try_from(next.as_raw_fd()).ok(),
+            ..given
+        };
+        drop(next);
+        setrlimit(Resource::Nofile, full).unwrap();
+        let lost = shim.receive::<Event>();
+        setrlimit(Resource::Nofile, given).unwrap();
+        assert!(matches!(lost, Err(ReceiveError::NoDescriptor)), "{lost:?}");
+        assert!(matches!(shim.receive(), Ok((Event::Started, _))));
     }
 
     #[test]
