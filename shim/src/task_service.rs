@@ -44,7 +44,8 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: CreateTaskRequest,
     ) -> Result<CreateTaskResponse> {
-        let pid = self.0.create(&request).await?;
+        let runtime = self.0.clone();
+        let pid = to_its_end(async move { runtime.create(&request).await }).await?;
         Ok(CreateTaskResponse {
             pid,
             ..Default::default()
@@ -52,7 +53,9 @@ impl Task for TaskService {
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> Result<StartResponse> {
-        let pid = self.0.start(&request.id, &request.exec_id).await?;
+        let runtime = self.0.clone();
+        let started = async move { runtime.start(&request.id, &request.exec_id).await };
+        let pid = to_its_end(started).await?;
         Ok(StartResponse {
             pid,
             ..Default::default()
@@ -60,11 +63,15 @@ impl Task for TaskService {
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> Result<DeleteResponse> {
-        let (pid, exit) = if request.exec_id.is_empty() {
-            self.0.delete(&request.id).await?
-        } else {
-            self.0.delete_exec(&request.id, &request.exec_id).await?
+        let runtime = self.0.clone();
+        let deleted = async move {
+            if request.exec_id.is_empty() {
+                runtime.delete(&request.id).await
+            } else {
+                runtime.delete_exec(&request.id, &request.exec_id).await
+            }
         };
+        let (pid, exit) = to_its_end(deleted).await?;
         Ok(DeleteResponse {
             pid,
             exit_status: exit.status,
@@ -74,7 +81,8 @@ impl Task for TaskService {
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> Result<Empty> {
-        self.0.exec(&request).await?;
+        let runtime = self.0.clone();
+        to_its_end(async move { runtime.exec(&request).await }).await?;
         Ok(Empty::new())
     }
 
@@ -147,7 +155,8 @@ impl Task for TaskService {
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> Result<PidsResponse> {
         let mut processes = Vec::new();
-        for process in self.0.pids(&request.id).await? {
+        let runtime = self.0.clone();
+        for process in to_its_end(async move { runtime.pids(&request.id).await }).await? {
             let mut info = ProcessInfo {
                 pid: process.pid,
                 ..Default::default()
@@ -180,8 +189,12 @@ impl Task for TaskService {
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> Result<Empty> {
-        let resources = &request.resources.get_or_default().value;
-        self.0.update(&request.id, resources).await?;
+        let runtime = self.0.clone();
+        let updated = async move {
+            let resources = &request.resources.get_or_default().value;
+            runtime.update(&request.id, resources).await
+        };
+        to_its_end(updated).await?;
         Ok(Empty::new())
     }
 
@@ -205,6 +218,17 @@ impl Task for TaskService {
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> Result<Empty> {
         self.0.shut_down();
         Ok(Empty::new())
+    }
+}
+
+/// Completes `work` even if the caller is gone, or has waited long enough: ttrpc drops the handler then, and what
+/// is half made would be nobody's, and half undone never undone.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = std::result::Result<T, TaskError>> + Send + 'static,
+) -> Result<T> {
+    match tokio::spawn(work).await {
+        Ok(done) => Ok(done?),
+        Err(e) => Err(TaskError::failed(&e).into()),
     }
 }
 

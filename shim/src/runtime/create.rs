@@ -58,7 +58,7 @@ impl Runtime {
             ))),
         };
         created.inspect_err(|_| {
-            self.members().joined_not();
+            self.members().created_not();
             if let Some(mounts) = mounts(request)
                 && let Err(e) = rootfs::unmount(&mounts)
             {

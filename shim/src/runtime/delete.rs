@@ -49,8 +49,8 @@ impl Runtime {
         let exit = over(&init).await?;
         let processes = self.members().container(id)?.processes();
         let deadline = Instant::now() + DRAIN_PATIENCE;
-        for process in processes {
-            drain(&process, deadline).await;
+        for process in &processes {
+            drain(process, deadline).await;
         }
 
         let ended = self.end_machine_of(id).await;
@@ -83,6 +83,16 @@ impl Runtime {
             cleaned.map_err(|e| TaskError::failed(&e))?;
         } else if let Some(mounts) = mounts {
             rootfs::unmount(&mounts).map_err(|e| TaskError::failed(&e))?;
+        }
+        // Of one that the agent could not end nobody would hear any more.
+        let lost = Exit {
+            status: LOST,
+            at: SystemTime::now(),
+        };
+        for process in &processes {
+            if over(process).await.is_err() {
+                self.ended(id, process, lost).await;
+            }
         }
         state.forget_member(id);
         self.members().forget(id);

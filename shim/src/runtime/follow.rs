@@ -223,7 +223,7 @@ impl Runtime {
     }
 
     /// A process is over: says so, unless that is known.
-    async fn ended(&self, container_id: &str, process: &Process, exit: Exit) {
+    pub(super) async fn ended(&self, container_id: &str, process: &Process, exit: Exit) {
         // Waits for a Start that is under way: see `container`.
         let mut state = process.state.lock().await;
         if !process.stop(&mut state, exit) {

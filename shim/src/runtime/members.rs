@@ -26,8 +26,8 @@ pub(super) struct Members {
     containers: HashMap<String, Member>,
     /// Of the machine that is or was here, until it is removed.
     cgroup: Option<Arc<HostCgroup>>,
-    /// A container is being created in the machine.
-    joining: bool,
+    /// A container is being created, in the machine or with one of its own.
+    creating: bool,
 }
 
 /// A container, and what is there for it on the host while it runs.
@@ -52,7 +52,7 @@ pub(super) struct HostSide {
 impl Members {
     /// Nobody, nor a machine.
     pub(super) fn is_empty(&self) -> bool {
-        self.containers.is_empty() && self.machine.is_none() && !self.joining
+        self.containers.is_empty() && self.machine.is_none() && !self.creating
     }
 
     pub(super) fn container(&mut self, id: &str) -> Result<&mut Container> {
@@ -71,11 +71,11 @@ impl Members {
         self.machine.as_ref().ok_or_else(gone)
     }
 
-    /// The machine that a container may join. It stays until the container is added, or
-    /// [`Members::joined_not`] says that it will not be.
+    /// A container is to be created: tells the machine that it may join. That stays, and so does the shim, until the
+    /// container is added, or [`Members::created_not`] says that it will not be.
     pub(super) fn join(&mut self) -> Option<(Arc<Sandbox>, Others)> {
+        self.creating = true;
         let machine = self.machine.clone()?;
-        self.joining = true;
         let alive = (self.containers.iter())
             .filter(|(_, member)| member.container.init.exit().is_none())
             .map(|(id, member)| Other {
@@ -91,8 +91,8 @@ impl Members {
         Some((machine, others))
     }
 
-    pub(super) fn joined_not(&mut self) {
-        self.joining = false;
+    pub(super) fn created_not(&mut self) {
+        self.creating = false;
     }
 
     /// A machine was booted.
@@ -107,7 +107,7 @@ impl Members {
     }
 
     pub(super) fn add(&mut self, container: Container, host_side: HostSide) {
-        self.joining = false;
+        self.creating = false;
         let id = container.id.clone();
         self.containers.insert(
             id,
@@ -153,13 +153,13 @@ impl Members {
     /// Whether the machine is there for container `id` alone.
     pub(super) fn is_last(&self, id: &str) -> bool {
         let mut others = self.containers().filter(|container| container.id != id);
-        !self.joining && others.all(|other| other.init.exit().is_some())
+        !self.creating && others.all(|other| other.init.exit().is_some())
     }
 
     /// Whether everybody who is not over was to end by SIGKILL, that long ago or longer.
     pub(super) fn all_killed(&self, ago: Duration) -> bool {
         let mut left = (self.containers()).filter(|it| it.init.exit().is_none());
-        !self.joining && left.all(|container| container.init.was_killed(ago))
+        !self.creating && left.all(|container| container.init.was_killed(ago))
     }
 
     /// Takes the machine, to end it, if it is there for container `id` alone.

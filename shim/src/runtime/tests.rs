@@ -1,5 +1,6 @@
 //! The runtime against an agent that does as the test says: order of events, and what is refused.
 
+use std::collections::HashMap;
 use std::future::pending;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as StdMutex};
@@ -7,13 +8,15 @@ use std::time::Duration;
 
 use agent_protocol::{self as agent, Agent, AgentClient, create_agent};
 use async_trait::async_trait;
-use containerd_shim::protos::api::{CreateTaskRequest, ExecProcessRequest};
+use containerd_shim::protos::api::{CreateTaskRequest, ExecProcessRequest, StartRequest};
+use containerd_shim::protos::shim_async::Task;
 use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use ttrpc::MessageHeader;
 use ttrpc::r#async::transport::{Listener, Socket};
 use ttrpc::r#async::{Client, Server, ServerStreamSender, TtrpcContext};
 use vmm_control::{Channel, Request};
@@ -27,6 +30,7 @@ use crate::port_forward::Bound;
 use crate::sandbox::Sandbox;
 use crate::state_dir::StateDir;
 use crate::stdio::{Paths, Streams};
+use crate::task_service::TaskService;
 
 const ID: &str = "tide";
 
@@ -409,6 +413,72 @@ async fn a_process_that_was_never_started_has_not_failed() {
     fixture.add("once").await.unwrap();
     let (_, exit) = fixture.runtime.delete_exec(ID, "once").await.unwrap();
     assert_eq!(exit.status, 0);
+}
+
+#[tokio::test]
+async fn a_process_that_the_agent_could_not_end_ends_with_its_container() {
+    let mut fixture = Fixture::new().await;
+    let runtime = fixture.runtime.clone();
+    fixture.join("ebb");
+    runtime.start(ID, "").await.unwrap();
+    for exec_id in ["stuck", "idle"] {
+        fixture.add(exec_id).await.unwrap();
+    }
+    runtime.start(ID, "stuck").await.unwrap();
+    let (stuck, idle) = (
+        runtime.process(ID, "stuck").unwrap(),
+        runtime.process(ID, "idle").unwrap(),
+    );
+    runtime.kill(ID, "", 9, false).await.unwrap();
+    runtime.process(ID, "").unwrap().wait().await;
+
+    runtime.delete(ID).await.unwrap();
+
+    assert_eq!(stuck.wait().await.status, LOST);
+    assert_eq!(idle.wait().await.status, 0);
+    let life = [
+        ("create", ID, 0),
+        ("create", "ebb", 0),
+        ("start", ID, 0),
+        ("exec-added", "stuck", 0),
+        ("exec-added", "idle", 0),
+        ("exec-started", "stuck", 0),
+        ("exit", ID, 137),
+        ("exit", "stuck", LOST),
+        ("delete", ID, 137),
+    ];
+    fixture.expect(&life).await;
+}
+
+#[tokio::test]
+async fn what_was_begun_is_done_when_its_caller_is_gone() {
+    let mut fixture = Fixture::new().await;
+    let service = TaskService::new(fixture.runtime.clone());
+    let context = TtrpcContext {
+        mh: MessageHeader::default(),
+        metadata: HashMap::new(),
+        timeout_nano: 0,
+        connection_data: Arc::default(),
+    };
+    fixture.runtime.start(ID, "").await.unwrap();
+    fixture.add("short").await.unwrap();
+    let request = StartRequest {
+        id: ID.to_owned(),
+        exec_id: "short".to_owned(),
+        ..Default::default()
+    };
+    // As the library does to a call whose connection ends.
+    let called = tokio::time::timeout(Duration::from_millis(20), service.start(&context, request));
+    assert!(called.await.is_err(), "the agent takes a moment");
+
+    let life = [
+        ("create", ID, 0),
+        ("start", ID, 0),
+        ("exec-added", "short", 0),
+        ("exec-started", "short", 0),
+        ("exit", "short", 3),
+    ];
+    fixture.expect(&life).await;
 }
 
 #[tokio::test]
