@@ -125,7 +125,8 @@ impl Sockets {
 
     /// Ends what is no more, begins what is new, and tries again what could not be begun.
     fn keep_up(&mut self, guest: &Guest, wanted: &[Socket], lowest: u16) {
-        self.followed.retain(|socket, _| wanted.contains(socket));
+        let may_be = |socket: &Socket| wanted.contains(socket) && socket.0.port() >= lowest;
+        self.followed.retain(|socket, _| may_be(socket));
         for &(host, protocol) in wanted {
             let before = self.followed.get(&(host, protocol));
             if matches!(before, Some(Followed::Served { .. })) {

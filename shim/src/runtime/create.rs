@@ -85,6 +85,7 @@ impl Runtime {
             _forwards: bound.serve(id, agent, ports),
             stand_ins: on_host.stand_ins,
             host_network: on_host.host_network,
+            _privileged_ports: on_host.privileged_ports,
             network: on_host.network,
         };
         self.members().add(container, host_side);
@@ -183,9 +184,10 @@ impl Runtime {
             }
             let place = Place::In(network.namespace());
             let stand_ins = stand_in(&sandbox, &request.id, &place).await?;
-            let on_host = OnHost {
+            let mut on_host = OnHost {
                 stand_ins: Some(Arc::clone(&stand_ins)),
                 host_network,
+                privileged_ports: None,
                 network: Some(network.clone()),
             };
             on_host.allow(wanted.privileged_ports);
@@ -230,7 +232,7 @@ impl Runtime {
             added.map_err(|e| TaskError::failed(&e))?;
             sandbox.memory.limit(&request.id, wanted.memory_limit());
             let network = &wanted.guest.network;
-            let (stand_ins, on_host) =
+            let (stand_ins, mut on_host) =
                 beside(sandbox, &request.id, network, others, &config).await?;
             on_host.allow(wanted.privileged_ports);
             let container = self.create_in(sandbox, request, wanted, &stand_ins);

@@ -31,8 +31,8 @@ pub(super) struct HostNetwork {
     vsock: Arc<Ports>,
     /// The ports of its containers that are the host's, from when one of them starts.
     ports: Mutex<Option<Forwards>>,
-    /// The first port that its containers may bind.
-    lowest: Arc<AtomicU16>,
+    /// Which ports its containers may bind.
+    allowed: Arc<AllowedPorts>,
     /// Ends the machine with pasta. Dropped before that is ended.
     watcher: JoinSet<()>,
     pasta: Supervised,
@@ -66,22 +66,23 @@ impl HostNetwork {
             agent: sandbox.agent.clone(),
             vsock: Arc::clone(&sandbox.ports),
             ports: Mutex::default(),
-            lowest: Arc::new(AtomicU16::new(first.unwrap_or(USUALLY))),
+            allowed: AllowedPorts::from(first.unwrap_or(USUALLY)),
             watcher,
             pasta,
         }))
     }
 
-    /// Lets its containers have privileged ports of the host.
-    pub(super) fn allow_privileged_ports(&self) {
-        self.lowest.store(1, Ordering::Relaxed);
+    /// Lets its containers have privileged ports of the host, as long as what is returned is there: it is for the
+    /// lifetime of a container that may.
+    pub(super) fn allow_privileged_ports(&self) -> PrivilegedPorts {
+        PrivilegedPorts::new(&self.allowed)
     }
 
     /// Follows its containers' sockets. Again is no error.
     pub(super) fn follow_ports(&self) {
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
         let number = self.network.number();
-        ports.get_or_insert_with(|| follow(number, &self.lowest, &self.agent, &self.vsock));
+        ports.get_or_insert_with(|| follow(number, &self.allowed.lowest, &self.agent, &self.vsock));
     }
 
     /// Disconnects it.
@@ -89,5 +90,72 @@ impl HostNetwork {
         drop(self.ports);
         drop(self.watcher);
         self.pasta.end(Duration::ZERO).await;
+    }
+}
+
+/// The ports of the host that the containers of a network may have.
+struct AllowedPorts {
+    /// The first of them now.
+    lowest: Arc<AtomicU16>,
+    /// The first that takes no capability.
+    unprivileged: u16,
+    /// Containers that may have others. Guards `lowest`, too.
+    privileged: Mutex<usize>,
+}
+
+/// A container that may have privileged ports. In the guest a socket is its network's, and nobody's in
+/// particular: those who share the network may as long as this one is there.
+pub(super) struct PrivilegedPorts(Arc<AllowedPorts>);
+
+impl AllowedPorts {
+    fn from(unprivileged: u16) -> Arc<Self> {
+        Arc::new(Self {
+            lowest: Arc::new(AtomicU16::new(unprivileged)),
+            unprivileged,
+            privileged: Mutex::new(0),
+        })
+    }
+
+    fn count(&self, change: impl FnOnce(usize) -> usize) {
+        let mut privileged = (self.privileged.lock()).unwrap_or_else(PoisonError::into_inner);
+        *privileged = change(*privileged);
+        let lowest = if *privileged > 0 {
+            1
+        } else {
+            self.unprivileged
+        };
+        self.lowest.store(lowest, Ordering::Relaxed);
+    }
+}
+
+impl PrivilegedPorts {
+    fn new(allowed: &Arc<AllowedPorts>) -> Self {
+        allowed.count(|privileged| privileged + 1);
+        Self(Arc::clone(allowed))
+    }
+}
+
+impl Drop for PrivilegedPorts {
+    fn drop(&mut self) {
+        // Each was counted once.
+        self.0.count(|privileged| privileged - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn privileged_ports_are_had_as_long_as_somebody_may_have_them() {
+        let allowed = AllowedPorts::from(1024);
+        let lowest = || allowed.lowest.load(Ordering::Relaxed);
+        assert_eq!(lowest(), 1024);
+        let first = PrivilegedPorts::new(&allowed);
+        let second = PrivilegedPorts::new(&allowed);
+        drop(first);
+        assert_eq!(lowest(), 1);
+        drop(second);
+        assert_eq!(lowest(), 1024);
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use oci_spec::runtime::LinuxNamespaceType;
 
 use super::Result;
-use super::host_network::HostNetwork;
+use super::host_network::{HostNetwork, PrivilegedPorts};
 use crate::bundle::Neighbours;
 use crate::container::Container;
 use crate::error::TaskError;
@@ -43,6 +43,8 @@ pub(super) struct HostSide {
     pub(super) _forwards: Forwards,
     /// What connects it to the host's own network.
     pub(super) host_network: Option<Arc<HostNetwork>>,
+    /// That it may have privileged ports there.
+    pub(super) _privileged_ports: Option<PrivilegedPorts>,
     /// What is there for its processes.
     pub(super) stand_ins: Option<Arc<StandIns>>,
     /// The network that it is in, if that is one of the host's, too.

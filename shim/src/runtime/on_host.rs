@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::Result;
-use super::host_network::HostNetwork;
+use super::host_network::{HostNetwork, PrivilegedPorts};
 use super::members::Others;
 use crate::bundle;
 use crate::config::Config;
@@ -21,18 +21,17 @@ pub(super) struct OnHost {
     pub(super) stand_ins: Option<Arc<StandIns>>,
     /// What connects it to the host's own network.
     pub(super) host_network: Option<Arc<HostNetwork>>,
+    /// That it may have privileged ports there.
+    pub(super) privileged_ports: Option<PrivilegedPorts>,
     /// The network that it is in.
     pub(super) network: Option<Network>,
 }
 
 impl OnHost {
     /// Lets the container's network have privileged ports of the host, if it has any of that.
-    pub(super) fn allow(&self, privileged_ports: bool) {
-        if let Some(host_network) = &self.host_network
-            && privileged_ports
-        {
-            host_network.allow_privileged_ports();
-        }
+    pub(super) fn allow(&mut self, privileged_ports: bool) {
+        let host_network = (self.host_network.as_ref()).filter(|_| privileged_ports);
+        self.privileged_ports = host_network.map(|of| of.allow_privileged_ports());
     }
 }
 
@@ -96,6 +95,7 @@ pub(super) async fn beside(
             let on_host = OnHost {
                 stand_ins: Some(Arc::clone(&stand_ins)),
                 host_network,
+                privileged_ports: None,
                 network,
             };
             Ok((stand_ins, on_host))
