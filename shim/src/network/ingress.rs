@@ -14,11 +14,11 @@ use log::warn;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::tc::TcAction;
 
+use super::NetworkError;
 use super::actions;
 use super::inspect::Interface;
 use super::namespace;
 use super::redirect::{IPV4, Match, NO_OPTIONS, add};
-use super::{Cable, NetworkError};
 
 /// Of the filters here: after those of the engine's answers, before the redirection itself.
 const PORTS: u16 = 10;
@@ -115,13 +115,13 @@ fn port(rule: &str) -> Option<Port> {
 pub(super) async fn publish(
     handle: &Handle,
     interface: &Interface,
-    cable: Cable,
+    tap: u32,
     ports: &[Port],
 ) -> Result<(), NetworkError> {
     let is_here = |port: &&Port| interface.has(IpAddr::V4(port.address));
     let ports: Vec<&Port> = ports.iter().filter(is_here).collect();
     let published = async {
-        let (inside, outside) = (cable.tap, cable.interface);
+        let (inside, outside) = (tap, interface.index);
         for port in &ports {
             let Port {
                 published, target, ..

@@ -146,8 +146,27 @@ struct Inner {
     is_hosts: AtomicBool,
     /// What it has of the cards. One looks at the namespace at a time.
     plugged: Mutex<Plugged>,
-    /// Looks again at each change, until it is aborted.
-    follower: StdMutex<Option<AbortHandle>>,
+    follower: StdMutex<Follower>,
+}
+
+/// Who looks at a network's namespace again at each change.
+#[derive(Default)]
+enum Follower {
+    /// Nobody yet: the network was not connected.
+    #[default]
+    Nobody,
+    /// A task, until it is aborted.
+    Task(AbortHandle),
+    /// Nobody any more: the network is disconnected for good.
+    Over,
+}
+
+impl Follower {
+    fn abort(&self) {
+        if let Self::Task(task) = self {
+            task.abort();
+        }
+    }
 }
 
 /// What a network has of the cards by now.
@@ -256,8 +275,11 @@ impl Network {
         let changes = follow::Changes::of(namespace).map_err(|e| TaskError::failed(&e))?;
         self.refresh(id).await?;
         let (network, id) = (self.clone(), id.to_owned());
-        let follower = tokio::spawn(async move { network.follow(changes, &id).await });
-        if let Some(earlier) = self.follower().replace(follower.abort_handle()) {
+        let mut follower = self.follower();
+        // Not if the container has ended meanwhile.
+        if !matches!(*follower, Follower::Over) {
+            let task = tokio::spawn(async move { network.follow(changes, &id).await });
+            let earlier = std::mem::replace(&mut *follower, Follower::Task(task.abort_handle()));
             earlier.abort();
         }
         Ok(())
@@ -275,24 +297,31 @@ impl Network {
     /// Makes the cards what the namespace has now.
     async fn refresh(&self, id: &str) -> Result<(), TaskError> {
         let mut plugged = self.0.plugged.lock().await;
+        if matches!(*self.follower(), Follower::Over) {
+            return Err(TaskError::Finished);
+        }
         let cards = &self.0.cards;
         let is_hosts = self.0.is_hosts.load(Ordering::Relaxed);
         let looked = cables::look(self.namespace(), is_hosts, cards, &mut plugged.cards).await;
-        let change = looked.map_err(|e| TaskError::failed(&e))?;
-        for (card, tap) in &change.taps {
-            let sent = cards.control.plug(*card, tap);
-            sent.map_err(|e| TaskError::failed(&e))?;
-        }
-        if change.configuration != plugged.told {
+        let found = looked.map_err(|e| TaskError::failed(&e))?;
+        if found.configuration != plugged.told {
             let request = agent::NetworkRequest {
                 network: self.0.number,
                 container_id: id.to_owned(),
                 hosts: is_hosts,
-                ..change.configuration.clone()
+                ..found.configuration.clone()
             };
             let context = ttrpc::context::with_duration(CONFIGURE_PATIENCE);
             cards.agent.configure(context, &request).await?;
-            plugged.told = change.configuration;
+            plugged.told = found.configuration;
+        }
+        // Not before the agent has it where it belongs: a container that has carried a card away, into a namespace of
+        // its own, is not to find another's network at the end of it.
+        for (&card, cable) in &mut plugged.cards {
+            if let Some(cable) = cable {
+                let sent = cable.plug(card, &cards.control);
+                sent.map_err(|e| TaskError::failed(&e))?;
+            }
         }
         plugged.cards.retain(|&card, cable| {
             if cable.is_none() {
@@ -307,7 +336,7 @@ impl Network {
             self.take_questions().await?;
             plugged.names = true;
         }
-        Ok(())
+        found.failed.map_or(Ok(()), |e| Err(TaskError::failed(&e)))
     }
 
     /// Has the agent ask the engine's resolver what containers ask it.
@@ -331,12 +360,10 @@ impl Network {
     /// Gives the interfaces back to the namespace, which may outlive the machine, and the cards to the
     /// machine, which may outlive the network.
     pub async fn disconnect(&self) {
-        let follower = self.follower().take();
-        if let Some(follower) = &follower {
-            follower.abort();
-        }
+        let follower = std::mem::replace(&mut *self.follower(), Follower::Over);
+        follower.abort();
         let plugged = std::mem::take(&mut *self.0.plugged.lock().await);
-        if follower.is_none() && plugged.cards.is_empty() {
+        if !matches!(follower, Follower::Task(_)) && plugged.cards.is_empty() {
             return;
         }
         let cards = &self.0.cards;
@@ -354,7 +381,7 @@ impl Network {
                 for cable in plugged.cards.values().flatten() {
                     // It may be gone: engines take the interface away when the task is over.
                     redirect::end(&handle, cable.interface).await;
-                    cables::remove_tap(&handle, *cable).await;
+                    cables::remove_tap(&handle, cable).await;
                 }
             }
             Err(e) => warn!("give back network interfaces: {}", chain(&e)),
@@ -369,7 +396,7 @@ impl Network {
         self.0.is_hosts.store(true, Ordering::Relaxed);
     }
 
-    fn follower(&self) -> MutexGuard<'_, Option<AbortHandle>> {
+    fn follower(&self) -> MutexGuard<'_, Follower> {
         let locked = self.0.follower.lock();
         locked.unwrap_or_else(PoisonError::into_inner)
     }
