@@ -6,10 +6,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::thread;
 
 use command_fds::{CommandFdExt, FdMapping};
 use nix::sched::{CloneFlags, setns, unshare};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use tokio::process::{Child, Command};
 
 use crate::host_cgroup::HostCgroup;
@@ -64,17 +67,47 @@ pub fn daemon(program: &Path, descriptor: OwnedFd) -> Command {
     command
 }
 
-/// Has the command's process begin in a cgroup, so that all it does counts there.
-///
-/// # Errors
-/// When the group is gone.
-pub fn into_cgroup(command: &mut Command, group: Option<&HostCgroup>) -> io::Result<()> {
-    let Some(group) = group else { return Ok(()) };
-    let entrance = group.entrance()?;
-    // SAFETY: the closure runs between fork and exec in a process with several threads. It makes one
-    // system call on a descriptor that it owns and a constant, and allocates nothing.
-    unsafe { command.pre_exec(move || Ok(rustix::io::write(&entrance, b"0").map(drop)?)) };
-    Ok(())
+/// What the host counts a sandbox's processes under, and how soon it ends them when memory is short.
+#[derive(Debug, Clone, Default)]
+pub struct Account {
+    /// The cgroup that they begin in, so that all they do counts there; the shim's own without.
+    pub cgroup: Option<Arc<HostCgroup>>,
+    /// Their `oom_score_adj` (proc(5)), -1000 to 1000. Without, they would have the shim's, which containerd makes
+    /// one of the last to end.
+    pub oom_score_adj: i32,
+}
+
+impl Account {
+    /// Has the command's process begin under it.
+    ///
+    /// # Errors
+    /// When the group is gone.
+    pub fn open(&self, command: &mut Command) -> io::Result<()> {
+        let group = self.cgroup.as_ref().map(|group| group.entrance());
+        let group = group.transpose()?;
+        let score = self.oom_score_adj.to_string();
+        let begin = move || {
+            if let Some(group) = &group {
+                rustix::io::write(group, b"0")?;
+            }
+            match set_oom_score(score.as_bytes()) {
+                // Less than the shim's own takes CAP_SYS_RESOURCE, which a shim in a container may lack.
+                Err(Errno::ACCESS | Errno::PERM) | Ok(()) => Ok(()),
+                Err(errno) => Err(errno.into()),
+            }
+        };
+        // SAFETY: the closure runs between fork and exec in a process with several threads. It makes system calls
+        // on descriptors of its own, constants and bytes made before, and allocates nothing.
+        unsafe { command.pre_exec(begin) };
+        Ok(())
+    }
+}
+
+/// Sets this process's. It allocates nothing.
+fn set_oom_score(score: &[u8]) -> rustix::io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty())?;
+    rustix::io::write(&file, score).map(drop)
 }
 
 /// Runs `work` on a thread that `prepare` has moved, and waits for it; the thread ends at once. What
@@ -108,4 +141,28 @@ pub fn spawn_from_thread<E: Send>(
     failed: impl FnOnce(io::Error) -> E + Send,
 ) -> Result<Child, E> {
     on_moved_thread(prepare, || command.spawn().map_err(failed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_child_has_its_accounts_score_and_not_its_parents() {
+        for oom_score_adj in [0, 321] {
+            let account = Account {
+                oom_score_adj,
+                ..Account::default()
+            };
+            let mut command = Command::new("cat");
+            account
+                .open(command.arg("/proc/self/oom_score_adj"))
+                .unwrap();
+            let told = command.output().await.unwrap().stdout;
+            assert_eq!(
+                String::from_utf8(told).unwrap(),
+                format!("{oom_score_adj}\n")
+            );
+        }
+    }
 }

@@ -15,8 +15,7 @@ use tokio::process::Child;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use vmm_control::{Channel, Disk, Event, ReceiveError, Request, SendError, VmConfig};
 
-use crate::host_cgroup::HostCgroup;
-use crate::spawn::{self, Place, spawn_from_thread};
+use crate::spawn::{self, Account, Place, spawn_from_thread};
 
 /// Events that may wait: a VMM that says more is itself made to wait.
 const BACKLOG: usize = 64;
@@ -148,7 +147,7 @@ pub fn start(
     program: &Path,
     network: Option<&Path>,
     jail: Jail,
-    cgroup: Option<&HostCgroup>,
+    account: &Account,
 ) -> Result<(Child, Control, VmmEvents), VmmError> {
     let prepare = |what| move |source| VmmError::Prepare { what, source };
     let (ours, theirs) = Channel::pair().map_err(prepare("make the control socket"))?;
@@ -158,7 +157,7 @@ pub fn start(
         .args(["--uid", &jail.uid.to_string()])
         .args(jail.core_scheduling.then_some("--core-scheduling"))
         .env_clear();
-    spawn::into_cgroup(&mut command, cgroup).map_err(prepare("enter its cgroup"))?;
+    (account.open(&mut command)).map_err(prepare("enter its cgroup"))?;
     let failed = |source| VmmError::Start {
         program: program.to_owned(),
         source,

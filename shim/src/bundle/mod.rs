@@ -156,6 +156,21 @@ pub fn check_has_pids(spec: &Spec) -> Result<(), Unsupported> {
     )
 }
 
+/// The `oom_score_adj` of the container's process: 0 where the configuration has none, as a machine should not be
+/// kept alive by what its engine is kept alive by (OCI runtime-spec 1.2, config.md "Linux Process").
+///
+/// # Errors
+/// When it is none that the kernel has (proc(5)).
+pub fn oom_score_adj(spec: &Spec) -> Result<i32, Unsupported> {
+    let process = spec.process().as_ref();
+    let score = process.and_then(Process::oom_score_adj).unwrap_or(0);
+    if (-1000..=1000).contains(&score) {
+        return Ok(score);
+    }
+    let field = format!("process.oomScoreAdj {score}");
+    unsupported(&field, "it is -1000 to 1000")
+}
+
 /// Whether the container could bind privileged ports on a host.
 #[must_use]
 pub fn may_bind_privileged_ports(spec: &Spec) -> bool {

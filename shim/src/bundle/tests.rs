@@ -139,6 +139,21 @@ fn the_hosts_own_network_is_the_machines_if_nobody_elses_is() {
 }
 
 #[test]
+fn how_soon_the_host_may_end_it_is_what_the_configuration_says_or_zero() {
+    let with = |score: Value| {
+        let process = json!({ "cwd": "/", "args": ["true"], "user": { "uid": 0, "gid": 0 },
+            "oomScoreAdj": score });
+        oom_score_adj(&spec(&json!({ "process": process })))
+    };
+    assert_eq!(with(json!(321)), Ok(321));
+    assert_eq!(with(json!(-1000)), Ok(-1000));
+    assert_eq!(with(Value::Null), Ok(0));
+    assert_eq!(oom_score_adj(&spec(&json!({}))), Ok(0));
+    let error = with(json!(1001)).unwrap_err().to_string();
+    assert!(error.contains("oomScoreAdj 1001"), "{error}");
+}
+
+#[test]
 fn privileged_ports_take_a_capability() {
     let with = |bounding: Value| {
         let process = json!({ "cwd": "/", "args": ["true"], "user": { "uid": 0, "gid": 0 },

@@ -13,8 +13,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::process::Child;
 
-use crate::host_cgroup::HostCgroup;
-use crate::spawn::{self, spawn_from_thread};
+use crate::spawn::{self, Account, spawn_from_thread};
 use crate::state_dir::StateDir;
 
 /// Why the daemon could not be started.
@@ -50,7 +49,7 @@ pub enum FsDaemonError {
 pub fn start(
     program: &Path,
     state: &StateDir,
-    cgroup: Option<&HostCgroup>,
+    account: &Account,
 ) -> Result<(Child, OwnedFd), FsDaemonError> {
     let prepare = |path: &Path, source| FsDaemonError::Prepare {
         path: path.to_owned(),
@@ -81,7 +80,7 @@ pub fn start(
         .arg("--xattrmap=:map:trusted.:user.virtiofs.:")
         .args(["--inode-file-handles=never", "--log-level=warn"]);
     confine::keep_memory_out_of_dumps(&mut command);
-    spawn::into_cgroup(&mut command, cgroup).map_err(FsDaemonError::Confine)?;
+    account.open(&mut command).map_err(FsDaemonError::Confine)?;
     let failed = |source| FsDaemonError::Start {
         program: program.to_owned(),
         source,

@@ -30,8 +30,7 @@ use tokio::time::timeout;
 
 use super::inspect::Interface;
 use super::{Network, NetworkError, follow, inspect, namespace};
-use crate::host_cgroup::HostCgroup;
-use crate::spawn;
+use crate::spawn::Account;
 use crate::supervise::Supervised;
 
 /// Sets user and rights of a program (util-linux).
@@ -85,7 +84,7 @@ impl Network {
         &self,
         pasta: &Path,
         user: u32,
-        cgroup: Option<&HostCgroup>,
+        account: &Account,
     ) -> Result<Supervised, HostNetworkError> {
         if !pasta.is_file() {
             let path = pasta.to_owned();
@@ -93,7 +92,7 @@ impl Network {
         }
         self.stand_for_host();
         let mut changes = follow::Changes::of(self.namespace())?;
-        let started = start(pasta, user, self.namespace(), cgroup);
+        let started = start(pasta, user, self.namespace(), account);
         let started = started.map_err(HostNetworkError::Start)?;
         let handle = namespace::netlink(self.namespace())?;
         let ready = async {
@@ -141,12 +140,7 @@ async fn add_routes(handle: &Handle, interface: &Interface) -> Result<(), HostNe
     Ok(())
 }
 
-fn start(
-    pasta: &Path,
-    user: u32,
-    namespace: &File,
-    cgroup: Option<&HostCgroup>,
-) -> io::Result<Supervised> {
+fn start(pasta: &Path, user: u32, namespace: &File, account: &Account) -> io::Result<Supervised> {
     let mut command = Command::new(SETPRIV);
     command
         .args(["--no-new-privs", "--clear-groups"])
@@ -179,7 +173,7 @@ fn start(
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    spawn::into_cgroup(&mut command, cgroup)?;
+    account.open(&mut command)?;
     Ok(Supervised::new("pasta", command.spawn()?))
 }
 

@@ -30,7 +30,7 @@ use crate::port_forward::Bound;
 use crate::rootfs;
 use crate::sandbox::{Plan, Sandbox};
 use crate::share::{self, Share};
-use crate::spawn::Place;
+use crate::spawn::{Account, Place};
 use crate::stand_ins::{self, StandIns};
 use crate::state_dir::StateDir;
 use crate::stdio::{Owner, Paths};
@@ -95,7 +95,7 @@ impl Runtime {
 
     /// The machine is there, and watched from here on.
     pub(super) fn adopt_machine(&self, sandbox: Arc<Sandbox>) {
-        if let Some(cgroup) = &sandbox.cgroup {
+        if let Some(cgroup) = &sandbox.account.cgroup {
             cgroup.settle();
         }
         let (agent, gone) = (sandbox.agent.clone(), sandbox.gone.clone());
@@ -114,7 +114,11 @@ impl Runtime {
         let holder = || stand_ins::holder(&request.id);
         let cgroup = HostCgroup::of(path, &wanted.resources, holder).await;
         let cgroup = cgroup.map_err(|e| TaskError::failed(&e))?.map(Arc::new);
-        let booted = self.boot_in(cgroup.clone(), request, &config, wanted, disks, bound);
+        let account = Account {
+            cgroup: cgroup.clone(),
+            oom_score_adj: wanted.oom_score_adj,
+        };
+        let booted = self.boot_in(account, request, &config, wanted, disks, bound);
         let booted = booted.await;
         if let Some(cgroup) = cgroup
             && booted.is_err()
@@ -126,7 +130,7 @@ impl Runtime {
 
     async fn boot_in(
         &self,
-        cgroup: Option<Arc<HostCgroup>>,
+        account: Account,
         request: &CreateTaskRequest,
         config: &Config,
         mut wanted: Wanted,
@@ -136,7 +140,7 @@ impl Runtime {
         let state = StateDir::at(&config.state, &self.0.namespace, &request.id)
             .map_err(|e| TaskError::failed(&e))?;
         state.create().map_err(|e| TaskError::failed(&e))?;
-        let cgroup_note = cgroup.as_ref().and_then(|cgroup| cgroup.note());
+        let cgroup_note = (account.cgroup.as_ref()).and_then(|cgroup| cgroup.note());
         let noted = state
             .note_address(&self.0.address)
             .and_then(|()| cgroup_note.map_or(Ok(()), |cgroup| state.note_cgroup(cgroup)));
@@ -168,7 +172,7 @@ impl Runtime {
             share,
             memory,
             disks,
-            cgroup,
+            account,
             network,
         };
         let sandbox = Sandbox::boot(plan).await.map_err(|e| match e.hint() {
@@ -296,6 +300,8 @@ struct Wanted {
     /// Of the host's; the guest's has another name.
     cgroups_path: Option<PathBuf>,
     resources: LinuxResources,
+    /// How soon the host, too, may end it when memory is short.
+    oom_score_adj: i32,
 }
 
 impl Wanted {
@@ -316,6 +322,8 @@ impl Wanted {
         let linux = spec.linux().as_ref();
         let cgroups_path = linux.and_then(|linux| linux.cgroups_path().clone());
         let resources = linux.and_then(|linux| linux.resources().clone());
+        let oom_score_adj = bundle::oom_score_adj(&spec);
+        let oom_score_adj = oom_score_adj.map_err(|e| TaskError::Invalid(e.to_string()))?;
         let privileged_ports = bundle::may_bind_privileged_ports(&spec);
         let root_in_guest = Path::new(SHARE_PATH).join(share::root_place(&request.id));
         let guest = bundle::translate(spec, &request.id, &root_in_guest, neighbours)
@@ -328,6 +336,7 @@ impl Wanted {
             privileged_ports,
             cgroups_path,
             resources: resources.unwrap_or_default(),
+            oom_score_adj,
         })
     }
 

@@ -49,7 +49,7 @@ impl HostNetwork {
             TaskError::Failed("the sandbox's folder does not say which user it has".into())
         })?;
         let joined = network
-            .join_host(&config.pasta, user, sandbox.cgroup.as_deref())
+            .join_host(&config.pasta, user, &sandbox.account)
             .await;
         let pasta = joined.map_err(|e| TaskError::failed(&e))?;
         if let Err(e) = sandbox.state.note_process(pasta.pid) {

@@ -99,7 +99,7 @@ impl Members {
 
     /// A machine was booted.
     pub(super) fn boot(&mut self, machine: Arc<Sandbox>) {
-        self.cgroup.clone_from(&machine.cgroup);
+        self.cgroup.clone_from(&machine.account.cgroup);
         self.machine = Some(machine);
     }
 

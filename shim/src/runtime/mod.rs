@@ -321,7 +321,7 @@ impl Runtime {
             sandbox.memory.limit(id, Some(limit));
         }
         // The group is that of the machine's first container.
-        if let Some(cgroup) = &sandbox.cgroup
+        if let Some(cgroup) = &sandbox.account.cgroup
             && id == self.0.id
         {
             cgroup.weigh(&asked).await;

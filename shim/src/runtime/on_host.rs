@@ -41,7 +41,7 @@ pub(super) async fn stand_in(
     id: &str,
     place: &Place<'_>,
 ) -> Result<Arc<StandIns>> {
-    let stand_ins = StandIns::start(id, place, sandbox.cgroup.as_deref());
+    let stand_ins = StandIns::start(id, place, &sandbox.account);
     let stand_ins = stand_ins.map_err(|e| TaskError::failed(&e))?;
     if let Err(e) = sandbox.state.note_process(stand_ins.pid()) {
         stand_ins.end().await;

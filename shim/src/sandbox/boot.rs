@@ -19,12 +19,12 @@ use crate::config::Config;
 use crate::disks::Disks;
 use crate::error::chain;
 use crate::fs_daemon::{self, FsDaemonError};
-use crate::host_cgroup::HostCgroup;
 use crate::log_lines::{self, LastLine};
 use crate::memory::{Memory, Sizes};
 use crate::network::{self, Cards, Network, NetworkError};
 use crate::ports::{Expected, Ports};
 use crate::share::Share;
+use crate::spawn::Account;
 use crate::state_dir::{StateDir, StateError};
 use crate::supervise::{Gone, Supervised};
 use crate::users::{self, UserError};
@@ -105,8 +105,8 @@ pub struct Plan<'a> {
     pub memory: Sizes,
     /// Its disks but for the guest's image: its first container's block devices.
     pub disks: Vec<Disk<OwnedFd>>,
-    /// The cgroup for its processes; the shim's own without.
-    pub cgroup: Option<Arc<HostCgroup>>,
+    /// What the host is to count its processes under.
+    pub account: Account,
     /// The network namespace to be in; a new one without.
     pub network: Option<&'a Path>,
 }
@@ -121,7 +121,7 @@ impl Sandbox {
             state: plan.state,
             ports: Arc::default(),
             gone: Gone::default(),
-            cgroup: plan.cgroup,
+            account: plan.account,
             fs_daemon: None,
             vmm: None,
         };
@@ -149,7 +149,7 @@ struct Booting {
     state: StateDir,
     ports: Arc<Ports>,
     gone: Gone,
-    cgroup: Option<Arc<HostCgroup>>,
+    account: Account,
     fs_daemon: Option<Supervised>,
     vmm: Option<(Supervised, Control)>,
 }
@@ -172,13 +172,11 @@ impl Booting {
             uid: users::claim(&config.state, &self.state, &config.jail.users())?,
             core_scheduling: config.jail.core_scheduling,
         };
-        let (vmm, control, events) =
-            vmm_process::start(&config.vmm, network, jail, self.cgroup.as_deref())?;
+        let (vmm, control, events) = vmm_process::start(&config.vmm, network, jail, &self.account)?;
         let vmm = self.supervise("hull-vmm", vmm)?;
         let vmm_ended = vmm.ended();
         self.vmm = Some((vmm, control.clone()));
-        let (daemon, connection) =
-            fs_daemon::start(&config.virtiofsd, &self.state, self.cgroup.as_deref())?;
+        let (daemon, connection) = fs_daemon::start(&config.virtiofsd, &self.state, &self.account)?;
         let daemon = self.supervise("virtiofsd", daemon)?;
         let daemon_ended = daemon.ended();
         self.fs_daemon = Some(daemon);
@@ -315,7 +313,7 @@ impl Booting {
             cards,
             disks,
             memory,
-            cgroup: self.cgroup,
+            account: self.account,
             network,
         }
     }

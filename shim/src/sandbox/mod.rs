@@ -20,13 +20,13 @@ pub use assets::{AssetError, CMDLINE};
 pub use boot::{BootError, Plan};
 
 use crate::disks::Disks;
-use crate::host_cgroup::HostCgroup;
 use crate::memory::Memory;
 #[cfg(test)]
 use crate::memory::Sizes;
 use crate::network::{Cards, Network};
 use crate::ports::Ports;
 use crate::share::Share;
+use crate::spawn::Account;
 use crate::state_dir::StateDir;
 use crate::supervise::{Gone, Supervised};
 use crate::vmm_process::Control;
@@ -52,8 +52,8 @@ pub struct Sandbox {
     pub disks: Disks,
     /// Its memory.
     pub memory: Memory,
-    /// The cgroup that its processes begin in, if its first container names one.
-    pub cgroup: Option<Arc<HostCgroup>>,
+    /// What the host counts its processes under: what its first container's configuration says of it.
+    pub account: Account,
     /// The network that the VMM is in: that of its first container.
     pub network: Network,
 }
@@ -82,7 +82,7 @@ impl Sandbox {
         let disks = Disks::of("", &[], 0, control.clone(), agent.clone());
         Self {
             disks,
-            cgroup: None,
+            account: Account::default(),
             share: Share::at(&state),
             state,
             control,

@@ -30,8 +30,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
-use crate::host_cgroup::HostCgroup;
-use crate::spawn::{self, Place, spawn_from_thread};
+use crate::spawn::{Account, Place, spawn_from_thread};
 use crate::supervise::Supervised;
 use figure::{Figure, Kind};
 use further::Further;
@@ -84,7 +83,7 @@ impl StandIns {
     pub fn start(
         id: &str,
         network: &Place<'_>,
-        cgroup: Option<&HostCgroup>,
+        account: &Account,
     ) -> Result<Arc<Self>, StandInError> {
         let error = |what| move |source| StandInError { what, source };
         let figure = Figure::of_container(id);
@@ -93,7 +92,7 @@ impl StandIns {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true);
-        spawn::into_cgroup(&mut command, cgroup).map_err(error("enter the cgroup"))?;
+        (account.open(&mut command)).map_err(error("enter the cgroup"))?;
         let enter = || {
             network
                 .enter()
