@@ -5,7 +5,8 @@ use std::env::consts::ARCH;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use hull_tests::{AttachedTrace, Host, Machine, Process, Tap, Trace, wait};
+use hull_tests::{AttachedTrace, Bundle, Host, Machine, Process, Tap, Trace, command, wait};
+use serde_json::json;
 use vmm_control::{Event, Request};
 
 #[test]
@@ -98,6 +99,33 @@ fn the_file_system_daemon_sees_the_shared_folder_alone() {
     }
 
     container.end();
+}
+
+#[test]
+fn the_host_may_end_a_machine_as_soon_as_what_runs_in_it() {
+    let host = Host::take();
+    let containerd = command("pidof", &["containerd"], b"");
+    let engines = Process::of(containerd.output()).path("oom_score_adj");
+    let before = fs::read_to_string(&engines).unwrap();
+    // As its unit has it.
+    fs::write(&engines, "-999").unwrap();
+    let bundle = Bundle::new(&host);
+    let mut spec = bundle.spec();
+    spec["process"]["args"] = json!(["sleep", "1000"]);
+    for (asked, expected) in [(None, "0"), (Some(321), "321")] {
+        spec["process"]["oomScoreAdj"] = json!(asked);
+        let container = bundle.container(&host, "hungry", &spec).start(&[]);
+        let processes = fs::read_to_string("/run/hull/default/hungry/processes").unwrap();
+        // hull-vmm, virtiofsd, the stand-in.
+        assert_eq!(processes.lines().count(), 3, "{processes}");
+        for line in processes.lines() {
+            let process = Process::of(line.split(' ').next().unwrap());
+            let name = process.status("Name");
+            assert_eq!(process.read("oom_score_adj").trim(), expected, "{name}");
+        }
+        container.end();
+    }
+    fs::write(&engines, before.trim()).unwrap();
 }
 
 #[test]

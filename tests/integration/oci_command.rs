@@ -293,6 +293,30 @@ fn a_killed_run_leaves_nothing() {
 }
 
 #[test]
+fn a_run_that_is_killed_while_it_creates_leaves_nothing() {
+    let host = Host::take();
+    let bundle = bundle(&host, "exec sleep 1000");
+    let directory = path(&bundle, "");
+    let mut run = std::process::Command::new("hull-oci");
+    run.args(with(&directory, "run", &["tide"]));
+    let running = Running::start(&mut run, Stdio::null());
+    let machine = || command("pidof", &["hull-vmm"], b"").status == 0;
+    wait::until("its machine boots", || machine().then_some(()));
+
+    drop(running);
+
+    wait::until("all of it is gone", || {
+        let is_known =
+            oci(&["state", "tide"]).status == 0 || Path::new("/run/hull-oci/tide").exists();
+        (!is_known && !machine()).then_some(())
+    });
+    assert!(!Path::new("/run/hull/oci/tide").exists());
+    // Its name is free.
+    leaving(&bundle, &with(&directory, "run", &["--detach", "tide"]));
+    assert_eq!(oci(&["state", "tide"]).status, 0);
+}
+
+#[test]
 fn a_terminal_is_sent_to_the_console_socket_and_has_its_size() {
     let host = Host::take();
     let script = "read line; stty size; tty; echo \"got $line\"; exit 6";

@@ -177,6 +177,30 @@ fn the_first_container_comes_back_while_others_are_in_its_machine() {
 }
 
 #[test]
+fn the_first_container_comes_back_where_others_have_stopped_and_are_not_deleted() {
+    let host = Host::take();
+    let first = host.container("first").start(&["sleep", "1000"]);
+    let second = host.container("second").joining(&first, &["network"]);
+    let second = second.start(&["sleep", "1000"]);
+    for container in [&first, &second] {
+        container.kill("SIGKILL");
+        container.wait_until_stopped();
+    }
+    assert_eq!(machines(), 0);
+    first.remove();
+
+    let again = host.container("first").start(&["sleep", "1000"]);
+    second.remove();
+
+    assert_eq!(again.exec("look", &["echo", "back"]).output(), "back");
+    let third = host.container("third").joining(&again, &["network"]);
+    let third = third.start(&["sleep", "1000"]);
+    assert_eq!(machines(), 1);
+    assert_eq!(third.end(), 137);
+    assert_eq!(again.end(), 137);
+}
+
+#[test]
 fn a_killed_shim_takes_those_along_that_have_joined() {
     let host = Host::take();
     let first = host.container("first").start(&["sleep", "1000"]);
