@@ -47,6 +47,19 @@ fn propagation(option: &str) -> Option<MsFlags> {
     })
 }
 
+/// `linux.rootfsPropagation` in the words that libcontainer knows, which are those without an `r`: as
+/// runc does, it changes every mount that there is before the root is made.
+pub fn of_root(propagation: &str) -> String {
+    let plain = match propagation {
+        "rprivate" => "private",
+        "rshared" => "shared",
+        "rslave" => "slave",
+        "runbindable" => "unbindable",
+        other => other,
+    };
+    plain.to_owned()
+}
+
 /// A mount's options in the words that make libcontainer do what they say.
 pub fn reword(options: &[String]) -> Vec<String> {
     let mut reworded: Vec<String> = options.iter().filter_map(|o| word(o)).collect();

@@ -84,6 +84,8 @@ pub fn container(
     let process = spec.process().clone();
     let process = process.ok_or(PlanError::Missing("process"))?;
     let mut linux = spec.linux().clone().ok_or(PlanError::Missing("linux"))?;
+    let propagation = linux.rootfs_propagation().as_deref().map(mounts::of_root);
+    linux.set_rootfs_propagation(propagation);
     let user_namespace = namespaces::settle(id, &mut linux, neighbour)?;
     let id_maps = user_namespace.id_maps().cloned();
     let hooks = spec.hooks().as_ref().map(guest_hooks).transpose()?;
@@ -230,6 +232,25 @@ mod tests {
                 in_request: true
             }
         ));
+    }
+
+    #[test]
+    fn how_the_root_propagates_is_said_in_libcontainers_words() {
+        for (asked, theirs) in [
+            ("rshared", "shared"),
+            ("rslave", "slave"),
+            ("rprivate", "private"),
+            ("runbindable", "unbindable"),
+            ("slave", "slave"),
+            ("rtidal", "rtidal"),
+        ] {
+            let asked = config(&format!(r#""rootfsPropagation": "{asked}""#));
+
+            let plan = plan("c1", &asked, false).unwrap();
+
+            let linux = plan.spec.linux().clone().unwrap();
+            assert_eq!(linux.rootfs_propagation().as_deref(), Some(theirs));
+        }
     }
 
     #[test]

@@ -158,6 +158,28 @@ fn propagation() {
                         "unbindable",
                     ),
                 ),
+                // The specification has the four words alone; engines say these.
+                (
+                    "rshared",
+                    fact("rshared", "propagation / | grep shared", "shared"),
+                ),
+                (
+                    "rslave",
+                    fact(
+                        "rslave",
+                        "propagation / | grep -cE 'shared|unbindable'",
+                        "0",
+                    ),
+                ),
+                ("rprivate", fact("rprivate", "propagation /", "")),
+                (
+                    "runbindable",
+                    fact(
+                        "runbindable",
+                        "propagation / | grep unbindable",
+                        "unbindable",
+                    ),
+                ),
             ] {
                 cases.inside(
                     |spec| spec["linux"]["rootfsPropagation"] = json!(value),
