@@ -34,16 +34,11 @@ use crate::sys::{self, ProgramKind};
 
 /// libcontainer's state, a directory for each container.
 const CONTAINERS: &str = "/run/hull/containers";
-/// OCI bundles, likewise.
-const BUNDLES: &str = "/run/hull/bundles";
 /// Sockets on which terminals are received.
 pub(super) const CONSOLES: &str = "/run/hull/consoles";
 
 /// How long a failed process may take to leave its last words.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// What libcontainer says when a startContainer hook fails.
-const HOOKS_FAILED: &str = "failed to run start container hooks";
 
 /// Why a process could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -153,15 +148,10 @@ impl Report {
     /// `Launch` with the reason.
     pub async fn outcome(mut self) -> Result<(), CreateError> {
         let words = read(&mut self.words).await.map_err(CreateError::Pipe)?;
-        if !words.is_empty() {
-            return Err(CreateError::Launch(words));
-        }
-        // Between the launcher's two parts libcontainer runs the startContainer hooks.
-        let diary = tokio::time::timeout(LAST_WORDS, read(&mut self.diary)).await;
-        let diary = diary.ok().and_then(Result::ok).unwrap_or_default();
-        match diary.lines().find(|line| line.starts_with(HOOKS_FAILED)) {
-            Some(line) => Err(CreateError::Launch(line.to_owned())),
-            None => Ok(()),
+        if words.is_empty() {
+            Ok(())
+        } else {
+            Err(CreateError::Launch(words))
         }
     }
 
@@ -302,8 +292,7 @@ pub async fn remove(reaper: &Reaper, id: &str) -> Result<(), RemoveError> {
     Cgroup::at(&plan::cgroup_path(id)).remove().await?;
     let unmounted = block_volumes::unmount_all(reaper, id).await;
     user_namespace::remove(id);
-    for parent in [CONTAINERS, BUNDLES] {
-        let path = Path::new(parent).join(id);
+    for path in [Path::new(CONTAINERS).join(id), plan::bundle_path(id)] {
         match fs::remove_dir_all(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 return Err(RemoveError::File { path, source });
@@ -398,7 +387,7 @@ pub(super) fn unique_name() -> String {
 }
 
 fn write_bundle(id: &str, plan: &Plan) -> Result<PathBuf, CreateError> {
-    let bundle = Path::new(BUNDLES).join(id);
+    let bundle = plan::bundle_path(id);
     make_directory(&bundle)?;
     let path = bundle.join("config.json");
     plan.spec.save(&path).map_err(|error| CreateError::File {

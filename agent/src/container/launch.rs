@@ -3,7 +3,7 @@
 //! ```text
 //! prepare (as root)   let mounts propagate ─▶ enter cwd ─▶ hand over streams ─▶ become the user ─▶ find the program
 //!                                     … an init waits here until it is started …
-//! execute             seccomp ─▶ capabilities ─▶ execve
+//! execute             seccomp ─▶ capabilities ─▶ hooks ─▶ execve
 //! ```
 //! What goes wrong is written to the report pipe, worded as users know it from runc; a pipe that
 //! closes without a word means that the program runs (or that its process was killed). A failure of
@@ -38,6 +38,7 @@ use super::copy_up;
 use super::mounts::Propagation;
 use super::process_plan::LaunchPlan;
 use super::program::{self, ProgramError, errno_text};
+use super::start_hooks::HookError;
 
 /// Device number of `/dev/null` (Documentation/admin-guide/devices.txt).
 const DEV_NULL: u64 = libc::makedev(1, 3);
@@ -69,6 +70,8 @@ enum LaunchError {
     Seccomp(String),
     #[error("unable to apply capabilities: {0}")]
     Capabilities(String),
+    #[error(transparent)]
+    Hook(#[from] HookError),
     #[error("exec {path}: {}", .source.desc().to_lowercase())]
     Exec { path: String, source: Errno },
     #[error("a NUL byte in the arguments or the environment")]
@@ -139,7 +142,8 @@ impl Launcher {
             .get()
             .expect("libcontainer validates before it executes");
         let args = c_strings(process.args().iter().flatten())?;
-        let environment = c_strings(&environment(process, home))?;
+        let environment = environment(process, home);
+        let variables = c_strings(&environment)?;
         // Another user than root has lost its effective set with `setresuid`.
         capabilities::reset_effective(&*create_syscall())
             .map_err(|error| LaunchError::Capabilities(crate::error_chain(&error)))?;
@@ -153,7 +157,11 @@ impl Launcher {
         if no_new_privileges {
             self.load_seccomp()?;
         }
-        nix::unistd::execve(program, &args, &environment).map_err(|source| LaunchError::Exec {
+        if let Some(hooks) = &self.plan.hooks {
+            // The image's programs: nothing is left that the container's own has not.
+            hooks.run(&environment)?;
+        }
+        nix::unistd::execve(program, &args, &variables).map_err(|source| LaunchError::Exec {
             path: program.to_string_lossy().into_owned(),
             source,
         })

@@ -28,6 +28,7 @@ pub mod program;
 pub mod refusal;
 pub mod seccomp;
 mod start;
+pub mod start_hooks;
 mod state;
 pub mod user_namespace;
 pub mod volumes;

@@ -1,15 +1,17 @@
 //! OCI configuration → what libcontainer does and what the launcher does after it. Pure.
 //!
 //! libcontainer prepares namespaces, mounts, devices and the cgroup, as root. What depends on the
-//! user's process (working directory, user, capabilities, seccomp, the program itself) is taken
+//! user's process (working directory, user, capabilities, seccomp, hooks, the program itself) is taken
 //! out of its configuration and left to `launch`, the last step before `execve(2)`: so it
 //! holds for init and exec alike, its errors are worded for users, and the seccomp profile sees no
-//! system call but the program's.
+//! system call but the program's and the hooks'.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Hooks, Linux, LinuxNamespace, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{
+    ContainerState, Hook, Hooks, Linux, LinuxNamespace, LinuxNamespaceType, Spec, State,
+};
 
 use super::block_volumes::{self, BlockVolume};
 use super::capabilities;
@@ -21,6 +23,7 @@ use super::namespaces::{self, Neighbour, UserNamespace};
 use super::process_plan::{Confinement, LaunchPlan, check_process, without_launch};
 use super::refusal::PlanError;
 use super::seccomp;
+use super::start_hooks::StartHooks;
 use super::volumes;
 use crate::bpf::Instruction;
 
@@ -49,6 +52,11 @@ pub struct Plan {
 /// The cgroup of a container, relative to the hierarchy's root.
 pub fn cgroup_path(container_id: &str) -> PathBuf {
     PathBuf::from("/hull").join(container_id)
+}
+
+/// The OCI bundle of a container, which the agent writes.
+pub fn bundle_path(container_id: &str) -> PathBuf {
+    PathBuf::from("/run/hull/bundles").join(container_id)
 }
 
 /// Checks an id, which becomes part of paths.
@@ -89,6 +97,7 @@ pub fn container(
     let user_namespace = namespaces::settle(id, &mut linux, neighbour)?;
     let id_maps = user_namespace.id_maps().cloned();
     let hooks = spec.hooks().as_ref().map(guest_hooks).transpose()?;
+    let hooks = hooks.map(|hooks| StartHooks::new(hooks, state(id, &spec)));
     check_process(&process, terminal)?;
     let seccomp = linux.seccomp().clone();
     if let Some(profile) = &seccomp {
@@ -116,7 +125,7 @@ pub fn container(
     linux
         .set_seccomp(None)
         .set_cgroups_path(Some(cgroup_path(id)));
-    spec.set_hooks(hooks)
+    spec.set_hooks(None)
         .set_linux(Some(linux))
         .set_process(Some(without_launch(&process, &capabilities)));
     Ok(Plan {
@@ -128,6 +137,7 @@ pub fn container(
             create_cwd: true,
             copy_ups,
             propagations,
+            hooks,
         },
         device_filter,
         device_nodes,
@@ -138,17 +148,30 @@ pub fn container(
     })
 }
 
-/// Lets `startContainer` through: its program is the container's. The others are the host's.
-fn guest_hooks(hooks: &Hooks) -> Result<Hooks, PlanError> {
+/// Those of `startContainer`, whose programs are the container's. The others are the host's.
+fn guest_hooks(hooks: &Hooks) -> Result<Vec<Hook>, PlanError> {
     let mut own = Hooks::default();
     own.set_start_container(hooks.start_container().clone());
     if *hooks == own {
-        Ok(own)
+        Ok(hooks.start_container().clone().unwrap_or_default())
     } else {
         Err(PlanError::Unsupported(
             "hooks other than startContainer (they are programs of the host)",
         ))
     }
+}
+
+/// What a hook is told of a container whose program does not run yet (OCI runtime-spec 1.2,
+/// runtime.md "State").
+fn state(id: &str, spec: &Spec) -> State {
+    let mut state = State::default();
+    state
+        .set_version(spec.version().clone())
+        .set_id(id.to_owned())
+        .set_status(ContainerState::Created)
+        .set_bundle(bundle_path(id))
+        .set_annotations(spec.annotations().clone());
+    state
 }
 
 fn take_network_sysctls(linux: &mut Linux) -> HashMap<String, String> {
@@ -168,6 +191,7 @@ fn take_network_sysctls(linux: &mut Linux) -> HashMap<String, String> {
 #[cfg(test)]
 mod tests {
     use oci_spec::runtime::Capability;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -211,6 +235,22 @@ mod tests {
         assert_eq!(ours.cwd(), &PathBuf::from("/srv"));
         let permitted = ours.capabilities().clone().unwrap().permitted().clone();
         assert_eq!(permitted.unwrap(), [Capability::Kill].into());
+    }
+
+    #[test]
+    fn hooks_of_the_container_are_the_launchers() {
+        let hooks = |kind: &str| {
+            let mut config: Value = serde_json::from_slice(&config("")).unwrap();
+            config["hooks"] = json!({ kind: [{ "path": "/bin/true" }] });
+            config.to_string().into_bytes()
+        };
+
+        let own = plan("c1", &hooks("startContainer"), false).unwrap();
+        let refused = plan("c1", &hooks("createContainer"), false).unwrap_err();
+
+        assert_eq!(own.spec.hooks(), &None);
+        assert!(own.launch.hooks.is_some());
+        assert!(matches!(refused, PlanError::Unsupported(_)));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::capabilities;
 use super::copy_up::CopyUp;
 use super::mounts::Propagation;
 use super::refusal::PlanError;
+use super::start_hooks::StartHooks;
 use super::user_namespace::IdMaps;
 
 /// How to run a process in a container.
@@ -43,6 +44,8 @@ pub struct LaunchPlan {
     pub copy_ups: Vec<CopyUp>,
     /// And then.
     pub propagations: Vec<Propagation>,
+    /// What an init runs before its program.
+    pub hooks: Option<StartHooks>,
 }
 
 /// Plans a further process of a container.
@@ -69,6 +72,7 @@ pub fn exec(
             create_cwd: false,
             copy_ups: Vec::new(),
             propagations: Vec::new(),
+            hooks: None,
         },
     })
 }

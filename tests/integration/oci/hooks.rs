@@ -142,6 +142,40 @@ fn hooks() {
             },
             (0, "inside"),
         );
+        cases.story(
+            demand("startContainer hooks are confined as the process, and told created"),
+            |stage| {
+                let script = "grep -E '^(CapEff|CapBnd|Seccomp):' /proc/self/status >/tmp/status; \
+                              cat >/tmp/state";
+                let run = stage.run(|spec| {
+                    spec["process"]["args"] = json!(["/bin/cat", "/tmp/status", "/tmp/state"]);
+                    for set in ["bounding", "permitted", "effective"] {
+                        spec["process"]["capabilities"][set] = json!(["CAP_CHOWN", "CAP_KILL"]);
+                    }
+                    spec["linux"]["seccomp"] = json!({
+                        "defaultAction": "SCMP_ACT_ALLOW",
+                        "syscalls": [{ "names": ["mkdir"], "action": "SCMP_ACT_ERRNO" }],
+                    });
+                    let hook = json!({ "path": "/bin/sh", "args": ["sh", "-c", script] });
+                    spec["hooks"] = json!({ "startContainer": [hook] });
+                });
+                let words = "CapEff:\t0000000000000021\nCapBnd:\t0000000000000021\nSeccomp:\t2\n";
+                let state = run.stdout.strip_prefix(words);
+                let state = state.ok_or_else(|| format!("{run:?}"))?;
+                let state: Value = serde_json::from_str(state).map_err(|e| e.to_string())?;
+                same(state["id"].as_str(), Some(super::ID))?;
+                same(state["status"].as_str(), Some("created"))?;
+                same(state["pid"].as_i64().is_some_and(|pid| pid > 0), true)
+            },
+        );
+        cases.story(
+            demand("a startContainer hook is over after its timeout"),
+            |stage| {
+                let hook = json!({ "path": "/bin/sleep", "args": ["sleep", "600"], "timeout": 1 });
+                let run = stage.run(|spec| echo(spec, &json!({ "startContainer": [hook] })));
+                same((run.status, run.stdout.as_str()), (1, ""))
+            },
+        );
         cases.refused(
             limit("createContainer hooks"),
             |spec| spec["hooks"] = json!({ "createContainer": [{ "path": "/bin/true" }] }),
