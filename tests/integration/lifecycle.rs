@@ -83,6 +83,19 @@ fn an_exec_is_where_init_is_once_the_container_has_given_controllers() {
 }
 
 #[test]
+fn an_exec_does_not_wait_for_a_pipe_in_the_place_of_passwd() {
+    let host = Host::take();
+    let container = host.container("pipe").start(&["sleep", "1000"]);
+    let script = "rm -f /etc/passwd && mkfifo /etc/passwd";
+    assert_eq!(container.exec("make", &["sh", "-c", script]).status, 0);
+
+    let home = container.exec("home", &["sh", "-c", "echo $HOME"]);
+
+    assert_eq!(home.output(), "/");
+    container.end();
+}
+
+#[test]
 fn a_signal_reaches_the_command() {
     let host = Host::take();
     let script = "trap 'exit 42' TERM; echo ready; while :; do sleep 0.1; done";

@@ -17,9 +17,9 @@ use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CString, NulError};
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -325,17 +325,23 @@ fn value_of<'a>(name: &str, process: &'a Process) -> Option<&'a str> {
 
 /// The user's home directory by the container's own /etc/passwd, or `/`.
 fn home(uid: u32) -> String {
-    /// A longer file than any image has; the container's owner wrote it.
+    let passwd = read_file(Path::new("/etc/passwd")).unwrap_or_default();
+    home_in(&passwd, uid).unwrap_or("/").to_owned()
+}
+
+/// Reads a file that the container's owner wrote, if it is one: a pipe would be waited for.
+fn read_file(path: &Path) -> io::Result<String> {
+    /// A longer one than any image has.
     const LIMIT: u64 = 1 << 20;
-    let mut passwd = String::new();
-    let read = fs::File::open("/etc/passwd")
-        .and_then(|file| io::Read::read_to_string(&mut io::Read::take(file, LIMIT), &mut passwd));
-    match read {
-        Ok(_) => home_in(&passwd, uid),
-        Err(_) => None,
+    let mut options = fs::File::options();
+    let file = options.read(true).custom_flags(libc::O_NONBLOCK);
+    let file = file.open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
     }
-    .unwrap_or("/")
-    .to_owned()
+    let mut text = String::new();
+    file.take(LIMIT).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Reads passwd(5): name:password:uid:gid:gecos:home:shell.
@@ -388,6 +394,18 @@ mod tests {
         assert_eq!(environment(&bare, home).last().unwrap(), "HOME=/srv/web");
         assert_eq!(environment(&set, home), ["HOME=/h", "HOME=/x"]);
         assert_eq!(environment(&stranger, home).last().unwrap(), "HOME=/");
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let (pipe, file) = (directory.path().join("pipe"), directory.path().join("file"));
+        nix::unistd::mkfifo(&pipe, Mode::S_IRUSR).unwrap();
+        fs::write(&file, "root:x:0:0:::\n").unwrap();
+
+        assert!(read_file(&pipe).is_err());
+        assert!(read_file(directory.path()).is_err());
+        assert_eq!(read_file(&file).unwrap(), "root:x:0:0:::\n");
     }
 
     #[test]
