@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::thread;
 
 use hull_tests::{Bundle, Host, wait};
 use serde_json::{Value, json};
@@ -92,6 +93,33 @@ fn an_exec_does_not_wait_for_a_pipe_in_the_place_of_passwd() {
     let home = container.exec("home", &["sh", "-c", "echo $HOME"]);
 
     assert_eq!(home.output(), "/");
+    container.end();
+}
+
+#[test]
+fn an_exec_that_does_not_get_to_its_program_can_be_killed() {
+    let host = Host::take();
+    // Whoever comes in is stopped at once, wherever it is.
+    let script = "while :; do kill -STOP -1 2>/dev/null; done";
+    let container = host.container("stops").start(&["sh", "-c", script]);
+
+    let ended = thread::scope(|scope| {
+        let exec = scope.spawn(|| container.exec("stopped", &["sleep", "1000"]));
+        let kill = [
+            "task",
+            "kill",
+            "--exec-id",
+            "stopped",
+            "--signal",
+            "SIGKILL",
+        ];
+        wait::until("there is a process to kill", || {
+            (host.ctr(&[&kill[..], &["stops"]].concat()).status == 0).then_some(())
+        });
+        exec.join().expect("the command is waited for")
+    });
+
+    assert_ne!(ended.status, 0, "{ended:?}");
     container.end();
 }
 

@@ -32,6 +32,16 @@ pub struct Started {
     pub terminal: Option<Terminal>,
 }
 
+/// A name for the workspace of an exec, which is there while it is being started.
+pub fn workspace() -> PathBuf {
+    Path::new(EXECS).join(unique_name())
+}
+
+/// Where the process's id is in a workspace, from when there is a process.
+pub fn pid_file(workspace: &Path) -> PathBuf {
+    workspace.join("pid")
+}
+
 /// Starts a process in container `id`, whose init is process `init`.
 ///
 /// # Errors
@@ -40,10 +50,11 @@ pub async fn start(
     reaper: &Reaper,
     host: Host,
     (id, init): (&str, i32),
+    workspace: PathBuf,
     plan: &ExecPlan,
     ports: Ports,
 ) -> Result<Started, CreateError> {
-    let workspace = Workspace::create(id, plan)?;
+    let workspace = Workspace::create(workspace, id, plan)?;
     make_directory(Path::new(CONSOLES))?;
     let streams = Streams::connect(host, ports, Path::new(CONSOLES), &unique_name()).await?;
     let (report, reporter) = Report::open()?;
@@ -56,7 +67,9 @@ pub async fn start(
         let maps = plan.launch.confinement.id_maps.as_ref();
         let namespace = maps.map(|_| open_user_namespace(init)).transpose()?;
         let launcher = Launcher::new(plan.launch.clone(), namespace, reporter.words()?);
-        let builder = builder(id, &workspace.root, launcher, &reporter, &streams)?;
+        let builder = builder(id, &workspace.root, launcher, &reporter, &streams)?
+            .with_pid_file(Some(pid_file(&workspace.root)))
+            .map_err(|error| error_chain(&error))?;
         let beside = Cgroup::at(&cgroup_path(id)).place_beside(init);
         let tenant = builder.as_tenant().with_detach(true);
         let tenant = tenant.with_sub_cgroup(beside);
@@ -92,10 +105,8 @@ struct Workspace {
 }
 
 impl Workspace {
-    fn create(id: &str, plan: &ExecPlan) -> Result<Self, CreateError> {
-        let workspace = Self {
-            root: Path::new(EXECS).join(unique_name()),
-        };
+    fn create(root: PathBuf, id: &str, plan: &ExecPlan) -> Result<Self, CreateError> {
+        let workspace = Self { root };
         let container = workspace.root.join(id);
         make_directory(&container)?;
         let write = |path: PathBuf, done: std::io::Result<()>| match done {

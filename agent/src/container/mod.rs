@@ -3,7 +3,7 @@
 //! ```text
 //! init   Creating ──▶ Created ──start──▶ Starting ──▶ Running ──▶ Exited
 //!                        └───────────────── killed ─────────────────▲
-//! exec             Registered ──start──▶ Starting ──▶ Running ──▶ Exited
+//! exec             Registered ──start──▶ Launching ──▶ Starting ──▶ Running ──▶ Exited
 //! ```
 //! Every transition is made here, in `start` or in `ends`, under the table's lock, which is never
 //! held while waiting; a process that ended is `Exited` whatever was under way. `create` and `exec`
@@ -216,23 +216,14 @@ impl Containers {
         })
     }
 
-    /// Forgets a process that is over or was never started; an init with its whole container.
+    /// Forgets a process that is over or was never started; an init with its whole container. An exec
+    /// on its way to its program is killed.
     ///
     /// # Errors
     /// `NoContainer`, `NoExec`, `State`, `Undead`, `Cgroup`.
     pub async fn delete(&self, id: &ProcessId) -> Result<(), ContainerError> {
         if !id.exec_id.is_empty() {
-            return self.with(&id.container_id, |container| {
-                let process = container.process(id)?;
-                if process.is_alive() {
-                    return Err(ContainerError::State {
-                        action: "delete",
-                        state: process.state(),
-                    });
-                }
-                container.execs.remove(&id.exec_id);
-                Ok(())
-            });
+            return self.delete_exec(id).await;
         }
         let container_id = &id.container_id;
         self.with(container_id, |container| match &container.init {
@@ -250,6 +241,34 @@ impl Containers {
         // Of two calls one finds it.
         container.ok_or_else(|| ContainerError::NoContainer(container_id.clone()))?;
         Ok(create::remove(self.reaper(), container_id).await?)
+    }
+
+    async fn delete_exec(&self, id: &ProcessId) -> Result<(), ContainerError> {
+        self.with(&id.container_id, |container| {
+            let process = container.process(id)?;
+            match (&*process, process.pid()) {
+                // The container may have stopped it: it would wait for ever.
+                (Process::Launching { .. }, Some(pid)) => match kill(pid, libc::SIGKILL) {
+                    Err(ContainerError::Finished) => Ok(()),
+                    killed => killed,
+                },
+                (process, _) if process.is_alive() => Err(ContainerError::State {
+                    action: "delete",
+                    state: process.state(),
+                }),
+                _ => Ok(()),
+            }
+        })?;
+        let ended = |container: &Container| {
+            let exec = container.execs.get(&id.exec_id);
+            exec.is_none_or(|exec| !exec.is_alive())
+        };
+        self.until_all_ended(|table| table.get(&id.container_id).is_none_or(ended))
+            .await?;
+        self.with(&id.container_id, |container| {
+            container.execs.remove(&id.exec_id);
+            Ok(())
+        })
     }
 
     /// The container's processes, with the exec ids of those that were started as such.

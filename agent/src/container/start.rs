@@ -30,10 +30,7 @@ impl Containers {
                     report,
                     terminal,
                 } => {
-                    container.init = Process::Starting {
-                        pid: Some(pid),
-                        terminal,
-                    };
+                    container.init = Process::Starting { pid, terminal };
                     Ok((pid, report))
                 }
                 other => {
@@ -58,6 +55,7 @@ impl Containers {
 
     async fn start_exec(&self, id: &ProcessId) -> Result<i32, ContainerError> {
         let action = "start";
+        let workspace = exec::workspace();
         let (init, registered) = self.with(&id.container_id, |container| {
             if container.paused {
                 let action = "start a process in";
@@ -71,11 +69,8 @@ impl Containers {
                 });
             };
             let process = container.process(id)?;
-            let starting = Process::Starting {
-                pid: None,
-                terminal: None,
-            };
-            match std::mem::replace(process, starting) {
+            let pid_file = exec::pid_file(&workspace);
+            match std::mem::replace(process, Process::Launching { pid_file }) {
                 Process::Registered(registered) => Ok((init, registered)),
                 other => {
                     let state = other.state();
@@ -87,8 +82,15 @@ impl Containers {
         let (plan, ports) = *registered;
         let inner = &self.inner;
         let container = (id.container_id.as_str(), init);
-        let started = exec::start(&inner.reaper, inner.host, container, &plan, ports).await;
-        let started = match started {
+        let started = exec::start(
+            &inner.reaper,
+            inner.host,
+            container,
+            workspace,
+            &plan,
+            ports,
+        );
+        let started = match started.await {
             Ok(started) => started,
             Err(error) => {
                 self.exited(id);
@@ -97,7 +99,7 @@ impl Containers {
         };
         fit(started.terminal.as_ref(), &plan.launch);
         let _ = self.with(&id.container_id, |container| {
-            let (pid, terminal) = (Some(started.pid), started.terminal);
+            let (pid, terminal) = (started.pid, started.terminal);
             *container.process(id)? = Process::Starting { pid, terminal };
             Ok(())
         });

@@ -1,6 +1,8 @@
 //! The states of a container and its processes, and what each of them has.
 
 use std::collections::HashMap;
+use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use agent_protocol::ProcessId;
@@ -38,10 +40,11 @@ pub(super) enum Process {
     },
     /// An exec that was never started.
     Registered(Box<(ExecPlan, Ports)>),
+    /// An exec that libcontainer is at work on. It writes the process's id to a file.
+    Launching { pid_file: PathBuf },
     /// Its program may run already.
     Starting {
-        /// An init's; an exec has none yet.
-        pid: Option<i32>,
+        pid: i32,
         terminal: Option<Terminal>,
     },
     /// Its program runs.
@@ -59,7 +62,7 @@ impl Process {
             Self::Creating => "being created",
             Self::Created { .. } => "created",
             Self::Registered(_) => "not started",
-            Self::Starting { .. } => "being started",
+            Self::Launching { .. } | Self::Starting { .. } => "being started",
             Self::Running { .. } => "running",
             Self::Exited => "stopped",
         }
@@ -67,8 +70,11 @@ impl Process {
 
     pub(super) fn pid(&self) -> Option<i32> {
         match self {
-            Self::Created { pid, .. } | Self::Running { pid, .. } => Some(*pid),
-            Self::Starting { pid, .. } => *pid,
+            Self::Created { pid, .. } | Self::Starting { pid, .. } | Self::Running { pid, .. } => {
+                Some(*pid)
+            }
+            // Nothing is in it until there is a process.
+            Self::Launching { pid_file } => fs::read_to_string(pid_file).ok()?.parse().ok(),
             Self::Creating | Self::Registered(_) | Self::Exited => None,
         }
     }
@@ -78,7 +84,7 @@ impl Process {
             Self::Created { terminal, .. }
             | Self::Starting { terminal, .. }
             | Self::Running { terminal, .. } => terminal.as_ref(),
-            Self::Creating | Self::Registered(_) | Self::Exited => None,
+            Self::Creating | Self::Registered(_) | Self::Launching { .. } | Self::Exited => None,
         }
     }
 
@@ -124,5 +130,27 @@ impl Drop for Container {
         if let Some(task) = &self.oom_task {
             task.abort();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exec_has_a_process_before_its_program_runs() {
+        let directory = tempfile::tempdir().unwrap();
+        let pid_file = directory.path().join("pid");
+        let exec = Process::Launching {
+            pid_file: pid_file.clone(),
+        };
+
+        let pids = ["", "71"].map(|text| {
+            let before = exec.pid();
+            fs::write(&pid_file, text).unwrap();
+            (before, exec.pid())
+        });
+
+        assert_eq!(pids, [(None, None), (None, Some(71))]);
     }
 }
