@@ -28,14 +28,20 @@ use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
+#[cfg(feature = "seccomp")]
+use libseccomp::{ScmpArch, ScmpSyscall};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{self, Mode};
 use nix::unistd::{Gid, Uid};
+#[cfg(feature = "seccomp")]
+use oci_spec::runtime::Arch;
 use oci_spec::runtime::{LinuxCapabilities, Process, Spec};
 
 use super::copy_up;
 use super::mounts::Propagation;
+#[cfg(feature = "seccomp")]
+use super::newer_calls;
 use super::process_plan::LaunchPlan;
 use super::program::{self, ProgramError, errno_text};
 use super::start_hooks::HookError;
@@ -174,6 +180,10 @@ impl Launcher {
         };
         libcontainer::seccomp::initialize_seccomp(profile)
             .map_err(|error| LaunchError::Seccomp(crate::error_chain(&error)))?;
+        if let Some(filter) = newer_calls::filter(profile, number_of) {
+            crate::sys::load_seccomp_filter(&filter)
+                .map_err(|error| LaunchError::Seccomp(error.to_string()))?;
+        }
         Ok(())
     }
 
@@ -298,6 +308,22 @@ fn become_user(process: &Process) -> Result<(), LaunchError> {
         gid: gid.as_raw(),
         source,
     })
+}
+
+/// The number of a system call in the tables of libseccomp.
+#[cfg(feature = "seccomp")]
+fn number_of(name: &str, arch: Arch) -> Option<u32> {
+    let arch = match arch {
+        Arch::ScmpArchX86 => ScmpArch::X86,
+        Arch::ScmpArchX86_64 => ScmpArch::X8664,
+        Arch::ScmpArchX32 => ScmpArch::X32,
+        Arch::ScmpArchArm => ScmpArch::Arm,
+        Arch::ScmpArchAarch64 => ScmpArch::Aarch64,
+        _ => return None,
+    };
+    let number = ScmpSyscall::from_name_by_arch(name, arch).ok()?;
+    // One that the architecture does not have is negative.
+    u32::try_from(i32::from(number)).ok()
 }
 
 fn drop_capabilities(own: &LinuxCapabilities) -> Result<(), LaunchError> {

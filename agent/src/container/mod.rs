@@ -22,6 +22,8 @@ pub mod exec;
 pub mod launch;
 pub mod mounts;
 pub mod namespaces;
+#[cfg(any(feature = "seccomp", test))]
+pub mod newer_calls;
 pub mod plan;
 pub mod process_plan;
 pub mod program;

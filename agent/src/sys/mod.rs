@@ -4,6 +4,8 @@ mod bpf;
 mod descriptors;
 mod network;
 mod process;
+#[cfg(feature = "seccomp")]
+mod seccomp;
 
 pub use self::bpf::{ProgramKind, attach_program, link_program, load_program};
 pub use self::descriptors::{receive_fd, set_window_size, watch};
@@ -11,3 +13,5 @@ pub use self::network::{
     Channels, bring_up_loopback, channels, network_namespace_cookie, set_channels,
 };
 pub use self::process::{fork, kill};
+#[cfg(feature = "seccomp")]
+pub use self::seccomp::load_seccomp_filter;

@@ -1,5 +1,6 @@
 //! config-linux.md: seccomp. Busybox's applets make the system calls.
 
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 
 use serde_json::{Value, json};
@@ -87,6 +88,34 @@ fn seccomp() {
             },
             (0, "memory"),
         );
+        let profile = json!({
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32",
+                              "SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"],
+            "syscalls": [rule(&ENOUGH, "SCMP_ACT_ALLOW")],
+        });
+        for (text, number, errno) in [
+            ("a system call that no rule names is not permitted", SYNC, 1),
+            (
+                "one newer than all that are named is not implemented",
+                1000,
+                38,
+            ),
+        ] {
+            let program = cases.bundle.path("rootfs/srv/call");
+            std::fs::write(&program, calls(number)).expect("write a program");
+            let mode = std::fs::Permissions::from_mode(0o755);
+            std::fs::set_permissions(&program, mode).expect("write a program");
+            cases.runs(
+                demand(text),
+                |spec| {
+                    spec["process"]["noNewPrivileges"] = json!(true);
+                    spec["process"]["args"] = json!(["/srv/call"]);
+                    spec["linux"]["seccomp"] = profile.clone();
+                },
+                (errno, ""),
+            );
+        }
         for (text, profile, words) in [
             (
                 "an action that takes no errno with errnoRet",
@@ -151,6 +180,64 @@ fn seccomp() {
             "linux.seccomp.syscalls[].action",
         );
     });
+}
+
+/// The number of a system call that `ENOUGH` does not have, and that takes nothing.
+const SYNC: u16 = if cfg!(target_arch = "aarch64") {
+    81
+} else {
+    162
+};
+
+/// A program (elf(5)) that makes the system call of that number and exits with its error.
+fn calls(number: u16) -> Vec<u8> {
+    const ADDRESS: u64 = 0x40_0000;
+    const HEADERS: u64 = 64 + 56;
+    let (machine, code): (u16, Vec<u8>) = if cfg!(target_arch = "aarch64") {
+        let code = [
+            // mov x8, number; svc 0; neg x0, x0; mov x8, 93 (exit); svc 0
+            0xd280_0008 | (u32::from(number) << 5),
+            0xd400_0001,
+            0xcb00_03e0,
+            0xd280_0ba8,
+            0xd400_0001,
+        ];
+        (
+            183,
+            code.iter().flat_map(|word| word.to_le_bytes()).collect(),
+        )
+    } else {
+        let mut code = vec![0xb8]; // mov eax, number
+        code.extend(u32::from(number).to_le_bytes());
+        // syscall; neg eax; mov edi, eax; mov eax, 60 (exit); syscall
+        code.extend([
+            0x0f, 0x05, 0xf7, 0xd8, 0x89, 0xc7, 0xb8, 60, 0, 0, 0, 0x0f, 0x05,
+        ]);
+        (62, code)
+    };
+    let size = HEADERS + code.len() as u64;
+    let mut program = b"\x7fELF\x02\x01\x01".to_vec();
+    program.resize(16, 0);
+    for half in [2, machine] {
+        program.extend(half.to_le_bytes());
+    }
+    program.extend(1_u32.to_le_bytes());
+    for wide in [ADDRESS + HEADERS, 64, 0] {
+        program.extend(wide.to_le_bytes());
+    }
+    program.extend(0_u32.to_le_bytes());
+    for half in [64_u16, 56, 1, 0, 0, 0] {
+        program.extend(half.to_le_bytes());
+    }
+    // The one segment: the file, to be read and executed.
+    for word in [1_u32, 5] {
+        program.extend(word.to_le_bytes());
+    }
+    for wide in [0, ADDRESS, ADDRESS, size, size, 0x1000] {
+        program.extend(wide.to_le_bytes());
+    }
+    program.extend(code);
+    program
 }
 
 /// What a runtime and busybox's shell, mkdir and grep cannot do without.
