@@ -23,6 +23,7 @@ use super::namespaces::UserNamespace;
 use super::plan::{self, Plan};
 use super::user_namespace;
 use super::volumes;
+use super::working_directory;
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::error_chain;
 use crate::host::Host;
@@ -232,6 +233,7 @@ async fn try_create(
     set_network_sysctls(plan)?;
     block_volumes::mount_all(reaper, &plan.block_volumes).await?;
     make_device_nodes(reaper, plan).await?;
+    make_working_directory(reaper, plan).await?;
 
     // The init may end before its process id has come back.
     let _expectation = reaper.expect();
@@ -345,10 +347,26 @@ async fn make_device_nodes(reaper: &Reaper, plan: &Plan) -> Result<(), Operation
     if plan.device_nodes.is_empty() {
         return Ok(());
     }
-    let root = plan.spec.root().as_ref();
-    let root = root.expect("planned with a root").path();
+    let root = root(plan);
     let make = || device_nodes::make(root, &plan.device_nodes).map_err(|e| error_chain(&e));
     operation::run(reaper, "make devices", &[], make).await
+}
+
+async fn make_working_directory(reaper: &Reaper, plan: &Plan) -> Result<(), OperationError> {
+    let Some(directory) = &plan.working_directory else {
+        return Ok(());
+    };
+    let make = || {
+        // What cannot be made the launcher complains of, in the words that users know.
+        let _ = working_directory::make(root(plan), directory);
+        Ok(())
+    };
+    operation::run(reaper, "make the working directory", &[], make).await
+}
+
+fn root(plan: &Plan) -> &Path {
+    let root = plan.spec.root().as_ref();
+    root.expect("planned with a root").path()
 }
 
 /// Before the user's program runs; the init's own work on /dev is done.

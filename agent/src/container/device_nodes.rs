@@ -156,10 +156,8 @@ pub fn make(root: &Path, nodes: &[DeviceNode]) -> Result<(), DeviceNodeError> {
 
 /// Whether the node is there.
 fn make_one(root: &Path, node: &DeviceNode) -> Result<bool, Errno> {
-    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(root, directory, Mode::empty())?;
     let parent = node.path.parent().unwrap_or(Path::new("/"));
-    let parent = make_directories(&root, parent)?;
+    let parent = make_directories(root, parent, None)?;
     let name = node.path.file_name().unwrap_or_default();
     match rustix::fs::mknodat(&parent, name, node.kind, node.mode, node.number) {
         Err(Errno::EXIST) => {
@@ -177,12 +175,17 @@ fn make_one(root: &Path, node: &DeviceNode) -> Result<bool, Errno> {
     }
 }
 
-/// Opens a directory within `root`, having made what is missing of it.
-fn make_directories(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
+/// Opens a directory within `root`, having made what is missing of it, for `owner` if there is one.
+pub(super) fn make_directories(
+    root: &Path,
+    path: &Path,
+    owner: Option<(Uid, Gid)>,
+) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(root, flags, Mode::empty())?;
     let open = |path: &Path| {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        rustix::fs::openat2(root, path, flags, Mode::empty(), within)
+        rustix::fs::openat2(&root, path, flags, Mode::empty(), within)
     };
     let mut reached = PathBuf::from("/");
     let mut directory = open(&reached)?;
@@ -192,6 +195,10 @@ fn make_directories(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
             Err(Errno::NOENT) => {
                 let name = component.as_os_str();
                 rustix::fs::mkdirat(directory.as_fd(), name, Mode::from_raw_mode(0o755))?;
+                if let Some((uid, gid)) = owner {
+                    let (uid, gid) = (Some(uid), Some(gid));
+                    rustix::fs::chownat(&directory, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+                }
                 open(&reached)?
             }
             opened => opened?,

@@ -34,6 +34,7 @@ pub mod start_hooks;
 mod state;
 pub mod user_namespace;
 pub mod volumes;
+pub mod working_directory;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

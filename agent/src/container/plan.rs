@@ -25,6 +25,7 @@ use super::refusal::PlanError;
 use super::seccomp;
 use super::start_hooks::StartHooks;
 use super::volumes;
+use super::working_directory::{self, WorkingDirectory};
 use crate::bpf::Instruction;
 
 /// How to create a container.
@@ -38,6 +39,8 @@ pub struct Plan {
     pub device_filter: Vec<Instruction>,
     /// For the agent: what libcontainer does not make.
     pub device_nodes: Vec<DeviceNode>,
+    /// For the agent: what the launcher comes too late for.
+    pub working_directory: Option<WorkingDirectory>,
     /// For the kernel, too: `net.*` parameters of a container whose network is the machine's, so
     /// that there is no namespace that libcontainer would set them in.
     pub network_sysctls: HashMap<String, String>,
@@ -88,7 +91,7 @@ pub fn container(
         object: "config.json",
         source,
     })?;
-    spec.root().as_ref().ok_or(PlanError::Missing("root"))?;
+    let root = spec.root().clone().ok_or(PlanError::Missing("root"))?;
     let process = spec.process().clone();
     let process = process.ok_or(PlanError::Missing("process"))?;
     let mut linux = spec.linux().clone().ok_or(PlanError::Missing("linux"))?;
@@ -110,6 +113,8 @@ pub fn container(
 
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     let device_nodes = device_nodes::take(&mut linux, mounts, id_maps.as_ref())?;
+    let working_directory =
+        working_directory::to_make(process.cwd(), &root, mounts, id_maps.as_ref());
     let network_sysctls = take_network_sysctls(&mut linux);
     let mounts = spec.mounts_mut().as_deref_mut().unwrap_or_default();
     let volumes = volumes::of(mounts);
@@ -141,6 +146,7 @@ pub fn container(
         },
         device_filter,
         device_nodes,
+        working_directory,
         network_sysctls,
         user_namespace,
         block_volumes,

@@ -23,6 +23,15 @@ fn root() {
                 fact("a readonly root is mounted so", "option / ro", "yes"),
             ],
         );
+        cases.runs(
+            demand("a working directory that a readonly root lacks is made"),
+            |spec| {
+                spec["root"]["readonly"] = json!(true);
+                spec["process"]["cwd"] = json!("/new-to/all");
+                spec["process"]["args"] = json!(["/bin/pwd"]);
+            },
+            (0, "/new-to/all"),
+        );
         cases.inside(
             |_| (),
             &[fact(
