@@ -131,11 +131,26 @@ impl Cgroup {
         self.write("cgroup.kill", "1")
     }
 
-    /// Freezes or thaws it, and returns when that has happened.
+    /// Freezes or thaws it, and returns when that has happened. What cannot be frozen whole is thawed.
     ///
     /// # Errors
     /// `File` and `Timeout`.
     pub async fn set_frozen(&self, frozen: bool) -> Result<(), CgroupError> {
+        let done = self.try_set_frozen(frozen).await;
+        if frozen && done.is_err() {
+            // If this fails, too, `is_frozen` says so.
+            let _ = self.write("cgroup.freeze", "0");
+        }
+        done
+    }
+
+    /// Whether it was told to freeze, last.
+    pub fn is_frozen(&self) -> bool {
+        let told = fs::read_to_string(self.directory.join("cgroup.freeze"));
+        told.is_ok_and(|told| told.trim() == "1")
+    }
+
+    async fn try_set_frozen(&self, frozen: bool) -> Result<(), CgroupError> {
         self.write("cgroup.freeze", if frozen { "1" } else { "0" })?;
         let state = if frozen { "frozen" } else { "thawed" };
         let wanted = u64::from(frozen);
@@ -358,6 +373,22 @@ mod tests {
         assert_eq!(place("/hull/c1"), None);
         assert_eq!(place("/hull/c12/init"), None);
         assert_eq!(place_below(Path::new("/hull/c1"), ""), None);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_frozen_is_thawed_again() {
+        // No cgroup: it never says that it is frozen.
+        let directory = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup {
+            directory: directory.path().to_owned(),
+        };
+        fs::write(directory.path().join("cgroup.events"), "frozen 0\n").unwrap();
+
+        cgroup.set_frozen(true).await.unwrap_err();
+
+        let told = fs::read_to_string(directory.path().join("cgroup.freeze"));
+        assert_eq!(told.unwrap(), "0");
+        assert!(!cgroup.is_frozen());
     }
 
     #[test]

@@ -323,7 +323,7 @@ impl Containers {
         })?;
         let done = cgroup.set_frozen(paused).await;
         self.with(container_id, |container| {
-            container.paused = if done.is_ok() { paused } else { !paused };
+            container.paused = cgroup.is_frozen();
             Ok(())
         })?;
         Ok(done?)
