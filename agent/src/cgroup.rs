@@ -1,13 +1,17 @@
 //! A container's cgroup (Documentation/admin-guide/cgroup-v2.rst).
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
 use tokio::io::Interest;
 
 use crate::sys;
@@ -33,6 +37,11 @@ const STATS: [&str; 12] = [
     "io.stat",
     "pids.events",
 ];
+
+/// How deep the cgroups of a container may be nested, and how many there may be: more than systemd and
+/// container engines in it make, and few enough to be looked at and removed one by one.
+const MAX_DEPTH: &str = "64";
+const MAX_DESCENDANTS: &str = "10000";
 
 /// How long a cgroup may take to freeze or to empty. Only a process in uninterruptible sleep takes
 /// more than a moment.
@@ -81,7 +90,23 @@ impl Cgroup {
         &self.directory
     }
 
-    /// Processes in it and in the cgroups below, which the container may have made.
+    /// Bounds the cgroups that the container may make below it.
+    ///
+    /// # Errors
+    /// `File`.
+    pub fn bound(&self) -> Result<(), CgroupError> {
+        self.write("cgroup.max.depth", MAX_DEPTH)?;
+        self.write("cgroup.max.descendants", MAX_DESCENDANTS)
+    }
+
+    /// Whether a process is in it or in a cgroup below.
+    pub fn is_populated(&self) -> bool {
+        let events = fs::read_to_string(self.directory.join("cgroup.events"));
+        events.is_ok_and(|events| value_of(&events, "populated") == Some(1))
+    }
+
+    /// Processes in it and in the cgroups below, which the container may have made, but for those whose
+    /// path is too long for the kernel.
     ///
     /// # Errors
     /// `File`.
@@ -173,14 +198,8 @@ impl Cgroup {
             value_of(events, "populated") == Some(0)
         })
         .await?;
-        for directory in self.tree()?.into_iter().rev() {
-            match fs::remove_dir(&directory) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(file_error("remove", directory, source)),
-            }
-        }
-        Ok(())
+        remove_tree(CWD, self.directory.as_os_str())
+            .map_err(|source| file_error("remove", self.directory.clone(), source))
     }
 
     /// Watches for processes that the kernel kills for memory.
@@ -210,14 +229,14 @@ impl Cgroup {
         self.write("memory.high", bytes)
     }
 
-    /// Its directories, parents before children.
+    /// Its directories, parents before children, but for those whose path is too long.
     fn tree(&self) -> Result<Vec<PathBuf>, CgroupError> {
         let mut directories = vec![self.directory.clone()];
         let mut next = 0;
         while let Some(directory) = directories.get(next).cloned() {
             let entries = match fs::read_dir(&directory) {
                 Ok(entries) => entries,
-                Err(error) if next > 0 && error.kind() == io::ErrorKind::NotFound => {
+                Err(error) if next > 0 && is_gone_or_too_long(&error) => {
                     next += 1;
                     continue;
                 }
@@ -316,6 +335,38 @@ fn place_below(cgroup: &Path, proc_cgroup: &str) -> Option<String> {
     Some(below.to_owned())
 }
 
+fn is_gone_or_too_long(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidFilename, NotFound};
+    matches!(error.kind(), NotFound | InvalidFilename)
+}
+
+/// Removes a directory of directories, each by its name alone: the container has chosen how long paths
+/// are. They are no deeper than `MAX_DEPTH`. Goes on after a failure, and returns the first.
+fn remove_tree(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = match rustix::fs::openat(parent, name, flags, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(()),
+        opened => opened?,
+    };
+    let mut below = Vec::new();
+    for entry in Dir::read_from(&directory)? {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if entry.file_type() == FileType::Directory && name != "." && name != ".." {
+            below.push(name.to_owned());
+        }
+    }
+    let mut removed = Ok(());
+    for name in below {
+        let this = remove_tree(directory.as_fd(), &name);
+        removed = removed.and(this);
+    }
+    match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => removed,
+        Err(error) => removed.and(Err(error.into())),
+    }
+}
+
 fn file_error(action: &'static str, path: PathBuf, source: io::Error) -> CgroupError {
     CgroupError::File {
         action,
@@ -373,6 +424,66 @@ mod tests {
         assert_eq!(place("/hull/c1"), None);
         assert_eq!(place("/hull/c12/init"), None);
         assert_eq!(place_below(Path::new("/hull/c1"), ""), None);
+    }
+
+    /// More cgroups in each other than fit into a path.
+    fn deep() -> (tempfile::TempDir, Cgroup) {
+        let directory = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup {
+            directory: directory.path().join("cgroup"),
+        };
+        fs::create_dir(&cgroup.directory).unwrap();
+        fs::write(cgroup.directory.join("cgroup.procs"), "10\n").unwrap();
+        let name = "x".repeat(255);
+        let mut reached = OwnedFd::from(File::open(&cgroup.directory).unwrap());
+        for _ in 0..20 {
+            rustix::fs::mkdirat(&reached, &name, Mode::RWXU).unwrap();
+            let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+            reached = rustix::fs::openat(&reached, &name, flags, Mode::empty()).unwrap();
+        }
+        (directory, cgroup)
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_is_passed_over() {
+        let (_directory, cgroup) = deep();
+
+        assert_eq!(cgroup.pids().unwrap(), [10]);
+    }
+
+    #[test]
+    fn cgroups_are_removed_however_long_their_paths_are() {
+        let (_directory, cgroup) = deep();
+        // The files of a cgroup go with it; here one is in the way of its directory alone.
+        let other = cgroup.directory.join("other");
+        fs::create_dir(&other).unwrap();
+        fs::write(other.join("file"), "").unwrap();
+
+        remove_tree(CWD, cgroup.directory.as_os_str()).unwrap_err();
+        let left = fs::read_dir(&cgroup.directory).unwrap().count();
+        assert_eq!(left, ["cgroup.procs", "other"].len());
+        fs::remove_file(other.join("file")).unwrap();
+        fs::remove_file(cgroup.directory.join("cgroup.procs")).unwrap();
+        remove_tree(CWD, cgroup.directory.as_os_str()).unwrap();
+        remove_tree(CWD, cgroup.directory.as_os_str()).unwrap();
+
+        assert!(!cgroup.directory.exists());
+    }
+
+    #[test]
+    fn a_cgroup_is_populated_while_it_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup {
+            directory: directory.path().to_owned(),
+        };
+        let is_populated = |events| {
+            fs::write(directory.path().join("cgroup.events"), events).unwrap();
+            cgroup.is_populated()
+        };
+
+        assert!(!cgroup.is_populated());
+        assert!(is_populated("populated 1\nfrozen 0\n"));
+        assert!(!is_populated("populated 0\nfrozen 0\n"));
     }
 
     #[tokio::test]

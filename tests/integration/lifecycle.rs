@@ -58,17 +58,9 @@ fn an_exec_has_input_user_and_terminal() {
 fn an_exec_is_where_init_is_once_the_container_has_given_controllers() {
     let host = Host::take();
     let bundle = Bundle::new(&host);
-    let mut spec = bundle.spec();
     let script = "cd /sys/fs/cgroup && mkdir own && echo 1 >own/cgroup.procs
         until echo +pids >cgroup.subtree_control; do sleep 0.1; done; exec sleep 1000";
-    spec["process"]["args"] = json!(["sh", "-c", script]);
-    let groups = json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup" });
-    let add = |to: &mut Value, what| to.as_array_mut().expect("it is a list").push(what);
-    add(&mut spec["mounts"], groups);
-    add(
-        &mut spec["linux"]["namespaces"],
-        json!({ "type": "cgroup" }),
-    );
+    let spec = with_cgroups(&bundle, script);
     let container = bundle.container(&host, "given", &spec).start(&[]);
 
     let mut number = 0;
@@ -81,6 +73,46 @@ fn an_exec_is_where_init_is_once_the_container_has_given_controllers() {
     assert_eq!(said.output(), "pids\n0::/own");
 
     assert_eq!(container.end(), 137);
+}
+
+/// A configuration whose container sees its own cgroup, and may make others in it.
+fn with_cgroups(bundle: &Bundle, script: &str) -> Value {
+    let mut spec = bundle.spec();
+    spec["process"]["args"] = json!(["sh", "-c", script]);
+    let groups = json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup" });
+    let add = |to: &mut Value, what| to.as_array_mut().expect("it is a list").push(what);
+    add(&mut spec["mounts"], groups);
+    add(
+        &mut spec["linux"]["namespaces"],
+        json!({ "type": "cgroup" }),
+    );
+    spec
+}
+
+#[test]
+fn a_container_is_killed_however_its_cgroups_are_nested() {
+    let host = Host::take();
+    let bundle = Bundle::new(&host);
+    // Twenty of them make a longer path than the kernel takes.
+    let script = "cd /sys/fs/cgroup; name=$(head -c 250 /dev/zero | tr '\\0' x); n=0
+        while [ $n -lt 20 ]; do mkdir $name && cd -P $name; n=$((n + 1)); done
+        sleep 1000 & echo $! >cgroup.procs && touch /tmp/moved; wait";
+    let spec = with_cgroups(&bundle, script);
+    let container = bundle.container(&host, "nested", &spec).start(&[]);
+    let mut number = 0;
+    wait::until("the last of them has a process", || {
+        number += 1;
+        let looked = container.exec(&format!("look{number}"), &["test", "-e", "/tmp/moved"]);
+        (looked.status == 0).then_some(())
+    });
+    let depth = ["cat", "/sys/fs/cgroup/cgroup.max.depth"];
+    assert_eq!(container.exec("depth", &depth).output(), "64");
+
+    let killed = host.ctr(&["task", "kill", "--all", "-s", "SIGKILL", "nested"]);
+
+    assert_eq!(killed.status, 0, "{killed:?}");
+    container.wait_until_stopped();
+    assert_eq!(container.remove(), 137);
 }
 
 #[test]

@@ -248,6 +248,8 @@ async fn try_create(
             .with_systemd(false)
             .with_detach(true);
         let container = init.build().map_err(|error| error_chain(&error))?;
+        let cgroup = Cgroup::at(&plan::cgroup_path(id));
+        cgroup.bound().map_err(|error| error_chain(&error))?;
         filter_devices(id, plan).map_err(|error| format!("filter devices: {error}"))?;
         let pid = container.pid().ok_or("libcontainer names no process")?;
         Ok(pid.as_raw())
@@ -286,23 +288,34 @@ pub async fn start(reaper: &Reaper, id: &str, report: Report) -> Result<(), Crea
     }
 }
 
-/// Removes what `create` made, whatever of it there is, with the processes that are left.
+/// Removes what `create` made, whatever of it there is, with the processes that are left. What cannot
+/// be removed is not in the way of the rest: the container is forgotten, and nobody comes back.
 ///
 /// # Errors
 /// When something is still there.
 pub async fn remove(reaper: &Reaper, id: &str) -> Result<(), RemoveError> {
-    Cgroup::at(&plan::cgroup_path(id)).remove().await?;
+    let ungrouped = Cgroup::at(&plan::cgroup_path(id)).remove().await;
     let unmounted = block_volumes::unmount_all(reaper, id).await;
     user_namespace::remove(id);
-    for path in [Path::new(CONTAINERS).join(id), plan::bundle_path(id)] {
-        match fs::remove_dir_all(&path) {
+    let forgotten = remove_directories(&[Path::new(CONTAINERS).join(id), plan::bundle_path(id)]);
+    ungrouped?;
+    unmounted?;
+    forgotten
+}
+
+/// Removes each of them that there is; returns the first failure.
+fn remove_directories(paths: &[PathBuf]) -> Result<(), RemoveError> {
+    let mut removed = Ok(());
+    for path in paths {
+        match fs::remove_dir_all(path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(RemoveError::File { path, source });
+                let path = path.clone();
+                removed = removed.and(Err(RemoveError::File { path, source }));
             }
             _ => {}
         }
     }
-    Ok(unmounted?)
+    removed
 }
 
 /// libcontainer's state of a container.
@@ -414,4 +427,22 @@ fn write_bundle(id: &str, plan: &Plan) -> Result<PathBuf, CreateError> {
         source: io::Error::other(error),
     })?;
     Ok(bundle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_removed_is_not_in_the_way_of_the_rest() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = ["missing", "file", "bundle"].map(|name| directory.path().join(name));
+        fs::write(&paths[1], "").unwrap();
+        fs::create_dir(&paths[2]).unwrap();
+
+        let error = remove_directories(&paths).unwrap_err();
+
+        assert!(matches!(error, RemoveError::File { path, .. } if path == paths[1]));
+        assert!(!paths[2].exists());
+    }
 }

@@ -180,14 +180,15 @@ impl Containers {
     /// `NoContainer`, `Finished`, `Cgroup`, `System`.
     pub fn signal_all(&self, container_id: &str, signal: i32) -> Result<(), ContainerError> {
         self.with(container_id, |container| {
-            let pids = container.cgroup.pids()?;
-            if pids.is_empty() && !container.init.is_alive() {
+            let cgroup = &container.cgroup;
+            if !container.init.is_alive() && !cgroup.is_populated() {
                 return Err(ContainerError::Finished);
             }
             if signal == libc::SIGKILL {
-                return Ok(container.cgroup.kill()?);
+                // Whatever cgroups the container has made, and whoever is just being forked.
+                return Ok(cgroup.kill()?);
             }
-            for pid in pids {
+            for pid in cgroup.pids()? {
                 match kill(pid, signal) {
                     Err(ContainerError::Finished) | Ok(()) => {}
                     Err(error) => return Err(error),
