@@ -116,6 +116,28 @@ fn a_container_is_killed_however_its_cgroups_are_nested() {
 }
 
 #[test]
+fn init_and_execs_of_a_container_have_one_session_keyring() {
+    let host = Host::take();
+    let bundle = Bundle::new(&host);
+    let mut spec = bundle.spec();
+    spec["linux"]["maskedPaths"] = json!([]);
+    let script = "grep -c '_ses.keyring:' /proc/keys";
+    let init = format!("{script} >/tmp/seen; sleep 1000");
+    spec["process"]["args"] = json!(["sh", "-c", init]);
+    let container = bundle.container(&host, "keyring", &spec).start(&[]);
+
+    let seen = wait::until("init has looked", || {
+        let seen = container.exec("seen", &["cat", "/tmp/seen"]);
+        seen.stdout.ends_with('\n').then_some(seen)
+    });
+    let exec = container.exec("look", &["sh", "-c", script]);
+
+    // One that the exec had made would be there beside init's.
+    assert_eq!((seen.output(), exec.output()), ("1", "1"));
+    container.end();
+}
+
+#[test]
 fn an_exec_does_not_wait_for_a_pipe_in_the_place_of_passwd() {
     let host = Host::take();
     let container = host.container("pipe").start(&["sleep", "1000"]);

@@ -1,7 +1,7 @@
 //! The last step inside a container: from namespaces and mounts to the user's program.
 //!
 //! ```text
-//! prepare (as root)   let mounts propagate ─▶ enter cwd ─▶ hand over streams ─▶ become the user ─▶ find the program
+//! prepare (as root)   join the keyring ─▶ let mounts propagate ─▶ enter cwd ─▶ hand over streams ─▶ become the user ─▶ find the program
 //!                                     … an init waits here until it is started …
 //! execute             seccomp ─▶ capabilities ─▶ hooks ─▶ execve
 //! ```
@@ -45,6 +45,7 @@ use super::newer_calls;
 use super::process_plan::LaunchPlan;
 use super::program::{self, ProgramError, errno_text};
 use super::start_hooks::HookError;
+use crate::sys::{self, Finder};
 
 /// Device number of `/dev/null` (Documentation/admin-guide/devices.txt).
 const DEV_NULL: u64 = libc::makedev(1, 3);
@@ -57,6 +58,8 @@ const EXEC_FAILED: i32 = 1;
 enum LaunchError {
     #[error("enter the container's user namespace: {}", .0.desc())]
     UserNamespace(Errno),
+    #[error("unable to join session keyring: {}", errno_text(.0))]
+    Keyring(io::Error),
     #[error("copy what the image has at {} into the tmpfs: {source}", path.display())]
     CopyUp { path: PathBuf, source: io::Error },
     #[error("change how the mount {} propagates: {}", path.display(), .source.desc())]
@@ -117,6 +120,7 @@ impl Launcher {
             // Before anything is done for the container: as its root, not the machine's.
             setns(namespace, CloneFlags::CLONE_NEWUSER).map_err(LaunchError::UserNamespace)?;
         }
+        self.join_keyring()?;
         for tmpfs in &self.plan.copy_ups {
             copy_up::fill(tmpfs).map_err(|source| LaunchError::CopyUp {
                 path: tmpfs.destination.clone(),
@@ -138,6 +142,21 @@ impl Launcher {
         let name = args.first().map_or("", String::as_str);
         let path = value_of("PATH", process).unwrap_or_default();
         Ok(CString::new(program::find(name, path)?)?)
+    }
+
+    /// Without one of its own a process has its user's, which is the same in all containers.
+    fn join_keyring(&self) -> Result<(), LaunchError> {
+        let confinement = &self.plan.confinement;
+        let name = CString::new(confinement.session_keyring.as_str())?;
+        // In a user namespace it is its root's, whom an exec has not become yet.
+        let finder = match confinement.id_maps {
+            Some(_) => Finder::Others,
+            None => Finder::User,
+        };
+        match sys::join_session_keyring(&name, finder) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+            joined => joined.map_err(LaunchError::Keyring),
+        }
     }
 
     /// Becomes the program; returns only when that fails.
@@ -181,7 +200,7 @@ impl Launcher {
         libcontainer::seccomp::initialize_seccomp(profile)
             .map_err(|error| LaunchError::Seccomp(crate::error_chain(&error)))?;
         if let Some(filter) = newer_calls::filter(profile, number_of) {
-            crate::sys::load_seccomp_filter(&filter)
+            sys::load_seccomp_filter(&filter)
                 .map_err(|error| LaunchError::Seccomp(error.to_string()))?;
         }
         Ok(())

@@ -138,7 +138,11 @@ pub fn container(
         launch: LaunchPlan {
             process,
             capabilities,
-            confinement: Confinement { seccomp, id_maps },
+            confinement: Confinement {
+                seccomp,
+                id_maps,
+                session_keyring: format!("_ses.{id}"),
+            },
             create_cwd: true,
             copy_ups,
             propagations,

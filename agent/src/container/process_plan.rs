@@ -27,6 +27,8 @@ pub struct Confinement {
     pub seccomp: Option<LinuxSeccomp>,
     /// The ids of the user namespace, if there is one.
     pub id_maps: Option<IdMaps>,
+    /// The name of the session keyring: runc's.
+    pub session_keyring: String,
 }
 
 /// What is left to do once a process is inside its container.

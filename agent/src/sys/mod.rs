@@ -2,6 +2,7 @@
 
 mod bpf;
 mod descriptors;
+mod keys;
 mod network;
 mod process;
 #[cfg(feature = "seccomp")]
@@ -9,6 +10,7 @@ mod seccomp;
 
 pub use self::bpf::{ProgramKind, attach_program, link_program, load_program};
 pub use self::descriptors::{receive_fd, set_window_size, watch};
+pub use self::keys::{Finder, join_session_keyring};
 pub use self::network::{
     Channels, bring_up_loopback, channels, network_namespace_cookie, set_channels,
 };
