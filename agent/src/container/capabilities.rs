@@ -14,6 +14,15 @@ pub const LAUNCHER: [Capability; 6] = [
     Capability::Setpcap,
 ];
 
+/// What it needs besides to copy an image's files as they are: to set the mode and times of another
+/// user's file and its set-group-ID bit, to make devices, and to give a file capabilities.
+pub const COPIER: [Capability; 4] = [
+    Capability::Fowner,
+    Capability::Fsetid,
+    Capability::Mknod,
+    Capability::Setfcap,
+];
+
 /// The process's capabilities. A set that is not given is empty, as with runc; to libcontainer it
 /// would be whatever there is.
 pub fn of(process: &Process) -> LinuxCapabilities {
@@ -30,11 +39,13 @@ pub fn of(process: &Process) -> LinuxCapabilities {
     all
 }
 
-/// Those, and what the launcher needs until it drops it.
-pub fn for_launcher(own: &LinuxCapabilities) -> LinuxCapabilities {
+/// Those, and what the launcher needs until it drops it; `copies` tells whether it has files to copy.
+pub fn for_launcher(own: &LinuxCapabilities, copies: bool) -> LinuxCapabilities {
+    let copier = COPIER.iter().filter(|_| copies);
+    let needed: Vec<Capability> = LAUNCHER.iter().chain(copier).copied().collect();
     let with_launcher = |set: &Option<Capabilities>| {
         let mut set = set.clone().unwrap_or_default();
-        set.extend(LAUNCHER);
+        set.extend(needed.iter().copied());
         Some(set)
     };
     let mut all = own.clone();

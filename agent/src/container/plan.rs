@@ -126,13 +126,14 @@ pub fn container(
         mount.set_options(options);
     }
     let capabilities = capabilities::of(&process);
+    let launchers = capabilities::for_launcher(&capabilities, !copy_ups.is_empty());
 
     linux
         .set_seccomp(None)
         .set_cgroups_path(Some(cgroup_path(id)));
     spec.set_hooks(None)
         .set_linux(Some(linux))
-        .set_process(Some(without_launch(&process, &capabilities)));
+        .set_process(Some(without_launch(&process, &launchers)));
     Ok(Plan {
         spec,
         launch: LaunchPlan {
@@ -245,6 +246,23 @@ mod tests {
         assert_eq!(ours.cwd(), &PathBuf::from("/srv"));
         let permitted = ours.capabilities().clone().unwrap().permitted().clone();
         assert_eq!(permitted.unwrap(), [Capability::Kill].into());
+    }
+
+    #[test]
+    fn the_launcher_that_copies_files_may_do_so_and_no_other() {
+        let permitted = |options: &[&str]| {
+            let mut config: Value = serde_json::from_slice(&config("")).unwrap();
+            config["mounts"] = json!([
+                { "destination": "/srv", "type": "tmpfs", "source": "tmpfs", "options": options }
+            ]);
+            let plan = plan("c1", config.to_string().as_bytes(), false).unwrap();
+            let process = plan.spec.process().clone().unwrap();
+            let permitted = process.capabilities().clone().unwrap().permitted().clone();
+            permitted.unwrap()
+        };
+
+        assert!(permitted(&["tmpcopyup"]).contains(&Capability::Fowner));
+        assert!(!permitted(&["nodev"]).contains(&Capability::Fowner));
     }
 
     #[test]

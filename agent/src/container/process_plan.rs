@@ -66,7 +66,7 @@ pub fn exec(
     check_process(&process, terminal)?;
     let capabilities = capabilities::of(&process);
     Ok(ExecPlan {
-        process: without_launch(&process, &capabilities),
+        process: without_launch(&process, &capabilities::for_launcher(&capabilities, false)),
         launch: LaunchPlan {
             process,
             capabilities,
@@ -106,8 +106,8 @@ pub(super) fn check_process(process: &Process, terminal: bool) -> Result<(), Pla
     Ok(())
 }
 
-/// The process as libcontainer is to see it: root in `/`, with what the launcher needs.
-pub(super) fn without_launch(process: &Process, capabilities: &LinuxCapabilities) -> Process {
+/// The process as libcontainer is to see it: root in `/`, with the launcher's capabilities.
+pub(super) fn without_launch(process: &Process, launchers: &LinuxCapabilities) -> Process {
     let mut user = UserBuilder::default().uid(0_u32).gid(0_u32);
     if let Some(umask) = process.user().umask() {
         user = user.umask(umask);
@@ -120,7 +120,7 @@ pub(super) fn without_launch(process: &Process, capabilities: &LinuxCapabilities
         // for one with getpwuid(3), which would load libraries that the container's
         // nsswitch.conf names into a process that still has every capability.
         .set_env(Some(vec!["HOME=/".into()]))
-        .set_capabilities(Some(capabilities::for_launcher(capabilities)));
+        .set_capabilities(Some(launchers.clone()));
     process
 }
 

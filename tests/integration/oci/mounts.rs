@@ -1,10 +1,12 @@
 //! config.md: mounts and their options.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use hull_tests::command;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{demand, fact, mount, section};
 
@@ -252,7 +254,15 @@ fn options() {
                 ),
             ],
         );
-        std::fs::write(cases.bundle.path("rootfs/srv/seed"), "tide").expect("make a file");
+        let seed = |name: &str| cases.bundle.path("rootfs/srv").join(name);
+        fs::write(seed("seed"), "tide").expect("make a file");
+        fs::write(seed("owned"), "").expect("make a file");
+        chown(seed("owned"), Some(1000), Some(1001)).expect("make a file");
+        let mode = fs::Permissions::from_mode(0o2755);
+        fs::set_permissions(seed("owned"), mode).expect("make a file");
+        let (device, number) = (seed("null"), ["c", "1", "3"].map(OsStr::new));
+        let made = command("mknod", &[&[device.as_os_str()], &number[..]].concat(), b"");
+        assert_eq!(made.status, 0, "{made:?}");
         cases.inside(
             |spec| {
                 mount(
@@ -262,12 +272,20 @@ fn options() {
                     "tmpfs",
                     &["tmpcopyup", "ro", "nodev"],
                 );
+                for set in ["bounding", "permitted", "effective"] {
+                    spec["process"]["capabilities"][set] = json!(["CAP_KILL"]);
+                }
             },
             &[
                 fact(
                     "tmpcopyup fills a tmpfs with what it covers (MAY)",
                     "cat /srv/seed; type /srv",
                     "tidetmpfs",
+                ),
+                fact(
+                    "tmpcopyup copies what the process might not make",
+                    "stat -c '%u %g %a' /srv/owned; test -c /srv/null && echo device",
+                    "1000 1001 2755\ndevice",
                 ),
                 fact(
                     "tmpcopyup and other options",
