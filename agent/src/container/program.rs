@@ -16,6 +16,12 @@ pub enum ProgramError {
         /// As it was asked for.
         name: String,
     },
+    /// A directory of `PATH` that has it is relative, or none: the working directory.
+    #[error("exec: {name:?}: cannot run executable found relative to current directory")]
+    Relative {
+        /// As it was asked for.
+        name: String,
+    },
     /// There is no such file, or nobody may look.
     #[error("exec: {name:?}: stat {name}: {}", errno_text(.source))]
     Stat {
@@ -47,15 +53,18 @@ pub fn find(name: &str, path: &str) -> Result<String, ProgramError> {
         check_program(name)?;
         return Ok(name.to_owned());
     }
-    let candidates = path.split(':').map(|directory| match directory {
+    // An empty list has no entry; an empty entry of others is the working directory.
+    let directories = path.split(':').filter(|_| !path.is_empty());
+    let candidates = directories.map(|directory| match directory {
         "" => format!("./{name}"),
         directory => format!("{directory}/{name}"),
     });
     let mut programs = candidates.filter(|candidate| check_program(candidate).is_ok());
-    programs
-        .next()
-        .filter(|_| !name.is_empty())
-        .ok_or_else(|| ProgramError::NotInPath { name: name.into() })
+    match programs.next().filter(|_| !name.is_empty()) {
+        Some(program) if program.starts_with('/') => Ok(program),
+        Some(_) => Err(ProgramError::Relative { name: name.into() }),
+        None => Err(ProgramError::NotInPath { name: name.into() }),
+    }
 }
 
 fn check_program(path: &str) -> Result<(), ProgramError> {
@@ -123,6 +132,23 @@ mod tests {
                 format!("exec: {name:?}: executable file not found in $PATH")
             );
         }
+    }
+
+    #[test]
+    fn a_bare_name_is_not_run_from_the_working_directory() {
+        let bin = bin();
+        // No other test has a relative path.
+        std::env::set_current_dir(bin.path()).unwrap();
+
+        let [none, others @ ..] =
+            ["", ":", "/nonexistent:", "."].map(|path| message(find("yes", path)));
+
+        assert_eq!(none, r#"exec: "yes": executable file not found in $PATH"#);
+        let relative = "cannot run executable found relative to current directory";
+        assert_eq!(
+            others,
+            [(); 3].map(|()| format!(r#"exec: "yes": {relative}"#))
+        );
     }
 
     #[test]
