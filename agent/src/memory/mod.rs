@@ -28,6 +28,10 @@ use crate::events::Events;
 /// A cgroup at its bound says so all the time; where that means nothing it is listened to this often.
 const INTERVAL: Duration = Duration::from_millis(100);
 
+/// Memory comes in blocks, many at once, and the containers may be waiting for it: the machine is looked
+/// at no more often than this because of that.
+const BLOCKS_INTERVAL: Duration = Duration::from_millis(10);
+
 /// Where all containers are.
 const CONTAINERS: &str = "/hull";
 
@@ -66,12 +70,16 @@ async fn follow(containers: &Cgroup, events: &Events, grants: &Grants) -> io::Re
     let mut granted = grants.0.subscribe();
     let mut now = look(containers)?;
     let mut growth = Growth::new(now);
-    let mut listen = Instant::now();
+    let (mut listen, mut heed) = (Instant::now(), Instant::now());
     loop {
         bind(containers, growth.bound(now));
         let over_bound = async {
             sleep_until(listen).await;
             over.happened().await
+        };
+        let memory_changed = async {
+            sleep_until(heed).await;
+            uevents.memory_changed().await
         };
         let ask = tokio::select! {
             told = over_bound => {
@@ -80,10 +88,11 @@ async fn follow(containers: &Cgroup, events: &Events, grants: &Grants) -> io::Re
                 listen = Instant::now() + INTERVAL;
                 growth.over(now)
             }
-            changed = uevents.memory_changed() => {
+            changed = memory_changed => {
                 changed?;
                 now = look(containers)?;
                 listen = Instant::now();
+                heed = listen + BLOCKS_INTERVAL;
                 growth.changed(now)
             }
             // The sender is there as long as this is.
