@@ -84,6 +84,21 @@ pub fn settle(
     Ok(user)
 }
 
+/// Refuses a container without a mount namespace: its root would be made in the agent's.
+///
+/// # Errors
+/// `Unsupported`.
+pub fn check_has_mounts(linux: &Linux) -> Result<(), PlanError> {
+    let mut namespaces = linux.namespaces().iter().flatten();
+    if namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::Mount) {
+        Ok(())
+    } else {
+        Err(PlanError::Unsupported(
+            "the mount namespace of the runtime (linux.namespaces[mount] is not there)",
+        ))
+    }
+}
+
 fn is_own_network(namespace: &LinuxNamespace) -> bool {
     let path = namespace.path().as_ref();
     namespace.typ() == LinuxNamespaceType::Network
@@ -135,6 +150,19 @@ mod tests {
         assert_eq!(linux["namespaces"][0]["path"], Value::Null);
         assert_eq!(linux["namespaces"][1]["path"], "/proc/7/ns/net");
         assert_eq!(user, UserNamespace::None);
+    }
+
+    #[test]
+    fn a_container_has_mounts_of_its_own() {
+        let check = |namespaces| {
+            let linux = serde_json::from_value(json!({ "namespaces": namespaces })).unwrap();
+            check_has_mounts(&linux).map_err(|error| error.to_string())
+        };
+
+        let refused = check(json!([{ "type": "pid" }])).unwrap_err();
+
+        assert!(refused.contains("linux.namespaces[mount]"), "{refused}");
+        assert_eq!(check(json!([{ "type": "mount" }])), Ok(()));
     }
 
     #[test]

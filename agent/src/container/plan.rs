@@ -95,6 +95,7 @@ pub fn container(
     let process = spec.process().clone();
     let process = process.ok_or(PlanError::Missing("process"))?;
     let mut linux = spec.linux().clone().ok_or(PlanError::Missing("linux"))?;
+    namespaces::check_has_mounts(&linux)?;
     let propagation = linux.rootfs_propagation().as_deref().map(mounts::of_root);
     linux.set_rootfs_propagation(propagation);
     let user_namespace = namespaces::settle(id, &mut linux, neighbour)?;
@@ -206,9 +207,18 @@ mod tests {
 
     use super::*;
 
-    /// A small `config.json` with `extra` in its `linux` object.
+    /// A small `config.json` with `linux` in the object of that name, and mounts of its own.
     fn config(linux: &str) -> Vec<u8> {
-        format!(
+        let mut config = config_as_it_is(linux);
+        match &mut config["linux"]["namespaces"] {
+            Value::Array(namespaces) => namespaces.push(json!({ "type": "mount" })),
+            none => *none = json!([{ "type": "mount" }]),
+        }
+        config.to_string().into_bytes()
+    }
+
+    fn config_as_it_is(linux: &str) -> Value {
+        let config = format!(
             r#"{{
                 "ociVersion": "1.2.0",
                 "root": {{"path": "/run/hull/share/rootfs"}},
@@ -221,8 +231,8 @@ mod tests {
                 }},
                 "linux": {{ {linux} }}
             }}"#
-        )
-        .into_bytes()
+        );
+        serde_json::from_str(&config).unwrap()
     }
 
     fn plan(id: &str, config: &[u8], terminal: bool) -> Result<Plan, PlanError> {
@@ -279,6 +289,15 @@ mod tests {
         assert_eq!(own.spec.hooks(), &None);
         assert!(own.launch.hooks.is_some());
         assert!(matches!(refused, PlanError::Unsupported(_)));
+    }
+
+    #[test]
+    fn a_container_in_the_agents_mount_namespace_is_refused() {
+        let config = config_as_it_is("").to_string();
+
+        let error = plan("c1", config.as_bytes(), false).unwrap_err();
+
+        assert!(matches!(error, PlanError::Unsupported(what) if what.contains("mount")));
     }
 
     #[test]
