@@ -28,6 +28,7 @@ pub mod plan;
 pub mod process_plan;
 pub mod program;
 pub mod refusal;
+pub mod resources;
 pub mod seccomp;
 mod start;
 pub mod start_hooks;
@@ -346,12 +347,14 @@ impl Containers {
                 state: init.state(),
             }),
         })?;
+        let mut resources = resources.clone();
+        resources::complete(&mut resources);
         // A limit below what is in use makes the write wait for reclaim.
         let updated = operation::run(&self.inner.reaper, "update limits", &[], || {
             let manager = Manager::new(cgroup::ROOT.into(), plan::cgroup_path(container_id))
                 .map_err(|error| error_chain(&error))?;
             let options = ControllerOpt {
-                resources,
+                resources: &resources,
                 disable_oom_killer: false,
                 oom_score_adj: None,
                 freezer_state: None,

@@ -22,6 +22,7 @@ use super::mounts;
 use super::namespaces::{self, Neighbour, UserNamespace};
 use super::process_plan::{Confinement, LaunchPlan, check_process, without_launch};
 use super::refusal::PlanError;
+use super::resources;
 use super::seccomp;
 use super::start_hooks::StartHooks;
 use super::volumes;
@@ -106,6 +107,10 @@ pub fn container(
     let seccomp = linux.seccomp().clone();
     if let Some(profile) = &seccomp {
         seccomp::check(profile)?;
+    }
+    if let Some(mut resources) = linux.resources().clone() {
+        resources::complete(&mut resources);
+        linux.set_resources(Some(resources));
     }
     devices::renumber(&mut linux, disks);
     let resources = linux.resources().as_ref();

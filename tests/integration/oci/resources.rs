@@ -105,6 +105,17 @@ fn limits() {
                 ),
             ],
         );
+        cases.inside(
+            |spec| {
+                let given = json!({ "memory": { "limit": 67_108_864, "swap": 67_108_864 } });
+                resources(spec, &given);
+            },
+            &[fact(
+                "memory.swap that is memory.limit is no swap",
+                "cat /sys/fs/cgroup/memory.swap.max",
+                "0",
+            )],
+        );
         cases.runs(
             demand("a process that takes more than memory.limit is killed"),
             |spec| {
