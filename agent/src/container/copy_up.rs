@@ -22,6 +22,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, OpenTreeFlags};
 
+use super::mounts::is_read_only;
+
 /// Of a mount, to ask for it.
 const OPTION: &str = "tmpcopyup";
 
@@ -43,9 +45,7 @@ pub fn take(mounts: &mut [Mount]) -> Vec<CopyUp> {
             continue;
         }
         options.retain(|option| option != OPTION);
-        let mut access = options.iter().rev();
-        let read_only = access.find(|option| *option == "ro" || *option == "rw");
-        let read_only = read_only.is_some_and(|option| option == "ro");
+        let read_only = is_read_only(&options);
         options.retain(|option| option != "ro");
         mount.set_options(Some(options));
         taken.push(CopyUp {
@@ -71,13 +71,20 @@ pub fn fill(tmpfs: &CopyUp) -> io::Result<()> {
         copy_attributes(&rustix::fs::fstat(&from)?, to.as_fd())?;
     }
     if tmpfs.read_only {
-        // What else holds for the mount goes on to hold.
-        let now = rustix::fs::statvfs(&tmpfs.destination)?.f_flag.bits();
-        let kept = u32::try_from(now).map_err(io::Error::other)?;
-        let flags = MountFlags::from_bits_truncate(kept) | MountFlags::BIND | MountFlags::RDONLY;
-        rustix::mount::mount_remount(&tmpfs.destination, flags, c"")?;
+        make_read_only(&tmpfs.destination)?;
     }
     Ok(())
+}
+
+/// Makes a mount read-only; what else holds for it goes on to hold.
+///
+/// # Errors
+/// As `statvfs(3)` and `mount(2)`.
+pub(super) fn make_read_only(mount: &Path) -> io::Result<()> {
+    let now = rustix::fs::statvfs(mount)?.f_flag.bits();
+    let kept = u32::try_from(now).map_err(io::Error::other)?;
+    let flags = MountFlags::from_bits_truncate(kept) | MountFlags::BIND | MountFlags::RDONLY;
+    Ok(rustix::mount::mount_remount(mount, flags, c"")?)
 }
 
 /// Opens a directory below another one.

@@ -64,6 +64,8 @@ enum LaunchError {
     CopyUp { path: PathBuf, source: io::Error },
     #[error("change how the mount {} propagates: {}", path.display(), .source.desc())]
     Mount { path: PathBuf, source: Errno },
+    #[error("make /dev read-only: {}", errno_text(.0))]
+    Devices(io::Error),
     #[error("chdir to cwd ({cwd:?}) set in config.json failed: {}", errno_text(.source))]
     Cwd { cwd: PathBuf, source: io::Error },
     #[error("current working directory is outside of container mount namespace root")]
@@ -128,6 +130,9 @@ impl Launcher {
             })?;
         }
         self.plan.propagations.iter().try_for_each(propagate)?;
+        if self.plan.read_only_devices {
+            copy_up::make_read_only(Path::new("/dev")).map_err(LaunchError::Devices)?;
+        }
         enter_cwd(process.cwd(), self.plan.create_cwd)?;
         let uid = Uid::from_raw(process.user().uid());
         for stream in [

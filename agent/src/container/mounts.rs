@@ -4,7 +4,7 @@
 //! propagates takes a call of its own, which it does not make, and what concerns the whole file
 //! system it forgets. (OCI runtime-spec 1.2, config.md "Linux mount options")
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::mount::MsFlags;
 use oci_spec::runtime::Mount;
@@ -31,6 +31,24 @@ pub fn propagations(mounts: &[Mount]) -> Vec<Propagation> {
         })
     };
     mounts.iter().flat_map(of).collect()
+}
+
+/// Whether the options of a mount say so, the last of them.
+pub fn is_read_only(options: &[String]) -> bool {
+    let mut access = options.iter().rev();
+    let last = access.find(|option| *option == "ro" || *option == "rw");
+    last.is_some_and(|option| option == "ro")
+}
+
+/// Whether `/dev` is to be read-only: libcontainer lets go of that, since it makes the devices there.
+pub fn has_read_only_devices(mounts: &[Mount]) -> bool {
+    let mut devices = mounts
+        .iter()
+        .filter(|mount| mount.destination() == Path::new("/dev"));
+    let options = devices
+        .next_back()
+        .and_then(|mount| mount.options().as_deref());
+    options.is_some_and(is_read_only)
 }
 
 fn propagation(option: &str) -> Option<MsFlags> {
@@ -102,6 +120,25 @@ mod tests {
 
         let slave = MsFlags::MS_SLAVE | MsFlags::MS_REC;
         assert_eq!(flags, [MsFlags::MS_SHARED, slave]);
+    }
+
+    #[test]
+    fn devices_are_read_only_as_the_last_option_of_the_last_mount_says() {
+        let has = |mounts: &[(&str, &[&str])]| {
+            let mount = |(at, options): &(&str, &[&str])| {
+                let mount = serde_json::json!({ "destination": at, "options": options });
+                serde_json::from_value(mount).unwrap()
+            };
+            has_read_only_devices(&mounts.iter().map(mount).collect::<Vec<Mount>>())
+        };
+
+        assert!(has(&[
+            ("/dev", &["nosuid", "rw", "ro"]),
+            ("/dev/shm", &["rw"])
+        ]));
+        assert!(!has(&[("/dev", &["ro", "rw"]), ("/dev/shm", &["ro"])]));
+        assert!(!has(&[("/dev", &["ro"]), ("/dev", &["nosuid"])]));
+        assert!(!has(&[]));
     }
 
     #[test]

@@ -127,6 +127,7 @@ pub fn container(
     let block_volumes = block_volumes::take(id, mounts);
     let copy_ups = copy_up::take(mounts);
     let propagations = mounts::propagations(mounts);
+    let read_only_devices = mounts::has_read_only_devices(mounts);
     for mount in mounts {
         let options = mount.options().as_deref().map(mounts::reword);
         mount.set_options(options);
@@ -153,6 +154,7 @@ pub fn container(
             create_cwd: true,
             copy_ups,
             propagations,
+            read_only_devices,
             hooks,
         },
         device_filter,

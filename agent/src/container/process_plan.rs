@@ -46,6 +46,8 @@ pub struct LaunchPlan {
     pub copy_ups: Vec<CopyUp>,
     /// And then.
     pub propagations: Vec<Propagation>,
+    /// And at last: whether `/dev` is to be read-only.
+    pub read_only_devices: bool,
     /// What an init runs before its program.
     pub hooks: Option<StartHooks>,
 }
@@ -74,6 +76,7 @@ pub fn exec(
             create_cwd: false,
             copy_ups: Vec::new(),
             propagations: Vec::new(),
+            read_only_devices: false,
             hooks: None,
         },
     })

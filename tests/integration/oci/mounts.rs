@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use hull_tests::command;
 use serde_json::{Value, json};
 
-use super::{demand, fact, mount, section};
+use super::{demand, fact, mount, push, section};
 
 #[test]
 fn mounts() {
@@ -251,6 +251,33 @@ fn options() {
                     "symfollow (SHOULD)",
                     "option /m/symfollow nosymfollow",
                     "no",
+                ),
+            ],
+        );
+        cases.inside(
+            |spec| {
+                let mounts = spec["mounts"].as_array_mut().expect("mounts are an array");
+                let devices = mounts
+                    .iter_mut()
+                    .find(|mount| mount["destination"] == "/dev");
+                let devices = devices.expect("the default has devices");
+                push(&mut devices["options"], json!("ro"));
+            },
+            &[
+                fact(
+                    "ro of /dev",
+                    "option /dev ro; option /dev nosuid",
+                    "yes\nyes",
+                ),
+                fact(
+                    "a readonly /dev has its devices",
+                    "echo x >/dev/null && echo used",
+                    "used",
+                ),
+                fact(
+                    "and what is mounted in it is writable",
+                    "touch /dev/shm/new && echo written",
+                    "written",
                 ),
             ],
         );
