@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -37,6 +38,10 @@ const STATS: [&str; 12] = [
     "io.stat",
     "pids.events",
 ];
+
+/// The files of a cgroup that who it is delegated to may write, a name in each line
+/// (Documentation/admin-guide/cgroup-v2.rst, "Model of Delegation").
+const DELEGATED: &str = "/sys/kernel/cgroup/delegate";
 
 /// How deep the cgroups of a container may be nested, and how many there may be: more than systemd and
 /// container engines in it make, and few enough to be looked at and removed one by one.
@@ -97,6 +102,24 @@ impl Cgroup {
     pub fn bound(&self) -> Result<(), CgroupError> {
         self.write("cgroup.max.depth", MAX_DEPTH)?;
         self.write("cgroup.max.descendants", MAX_DESCENDANTS)
+    }
+
+    /// Gives it to a user, with what is the user's to write then: not its bounds.
+    ///
+    /// # Errors
+    /// `File`.
+    pub fn give_to(&self, uid: u32) -> Result<(), CgroupError> {
+        let names = fs::read_to_string(DELEGATED)
+            .map_err(|source| file_error("read", DELEGATED.into(), source))?;
+        let files = names.lines().map(|name| self.directory.join(name));
+        for path in files.chain([self.directory.clone()]) {
+            match chown(&path, Some(uid), None) {
+                // Of a controller that the cgroup does not have.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                given => given.map_err(|source| file_error("give away", path, source))?,
+            }
+        }
+        Ok(())
     }
 
     /// Whether a process is in it or in a cgroup below.

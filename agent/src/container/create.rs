@@ -249,7 +249,11 @@ async fn try_create(
             .with_detach(true);
         let container = init.build().map_err(|error| error_chain(&error))?;
         let cgroup = Cgroup::at(&plan::cgroup_path(id));
-        cgroup.bound().map_err(|error| error_chain(&error))?;
+        let given = match plan.cgroup_owner {
+            Some(uid) => cgroup.bound().and_then(|()| cgroup.give_to(uid)),
+            None => cgroup.bound(),
+        };
+        given.map_err(|error| error_chain(&error))?;
         filter_devices(id, plan).map_err(|error| format!("filter devices: {error}"))?;
         let pid = container.pid().ok_or("libcontainer names no process")?;
         Ok(pid.as_raw())

@@ -11,6 +11,7 @@
 
 pub mod block_volumes;
 pub mod capabilities;
+pub mod cgroup_owner;
 pub mod copy_up;
 pub mod create;
 pub mod device_nodes;

@@ -15,6 +15,7 @@ use oci_spec::runtime::{
 
 use super::block_volumes::{self, BlockVolume};
 use super::capabilities;
+use super::cgroup_owner;
 use super::copy_up;
 use super::device_nodes::{self, DeviceNode};
 use super::devices::{self, Disk};
@@ -38,6 +39,8 @@ pub struct Plan {
     pub launch: LaunchPlan,
     /// For the kernel: which devices it may use.
     pub device_filter: Vec<Instruction>,
+    /// For the agent: the user that it gives the cgroup to.
+    pub cgroup_owner: Option<u32>,
     /// For the agent: what libcontainer does not make.
     pub device_nodes: Vec<DeviceNode>,
     /// For the agent: what the launcher comes too late for.
@@ -121,6 +124,7 @@ pub fn container(
     let device_nodes = device_nodes::take(&mut linux, mounts, id_maps.as_ref())?;
     let working_directory =
         working_directory::to_make(process.cwd(), &root, mounts, id_maps.as_ref());
+    let cgroup_owner = cgroup_owner::of(&process, &linux, mounts, id_maps.as_ref());
     let network_sysctls = take_network_sysctls(&mut linux);
     let mounts = spec.mounts_mut().as_deref_mut().unwrap_or_default();
     let volumes = volumes::of(mounts);
@@ -158,6 +162,7 @@ pub fn container(
             hooks,
         },
         device_filter,
+        cgroup_owner,
         device_nodes,
         working_directory,
         network_sysctls,

@@ -90,6 +90,46 @@ fn user_namespaces() {
     });
 }
 
+#[test]
+fn cgroup_ownership() {
+    section("config-linux.md#cgroup-ownership", |cases| {
+        let cgroup = |spec: &mut Value, option: &str| {
+            map_users(spec);
+            let namespace = json!({ "type": "cgroup" });
+            push(&mut spec["linux"]["namespaces"], namespace);
+            mount(spec, "/sys/fs/cgroup", "cgroup", "cgroup", &[option]);
+        };
+        cases.inside(
+            |spec| cgroup(spec, "rw"),
+            &[
+                fact(
+                    "a cgroup that is mounted writable is the user's (SHOULD)",
+                    "cd /sys/fs/cgroup; stat -c %u . cgroup.procs cgroup.threads cgroup.subtree_control",
+                    "0\n0\n0\n0",
+                ),
+                fact(
+                    "so that others can be made in it",
+                    "mkdir /sys/fs/cgroup/own && echo made",
+                    "made",
+                ),
+                fact(
+                    "what is not delegated is not the user's (SHOULD)",
+                    "stat -c %u /sys/fs/cgroup/cgroup.max.depth",
+                    "65534",
+                ),
+            ],
+        );
+        cases.inside(
+            |spec| cgroup(spec, "ro"),
+            &[fact(
+                "a cgroup that is mounted readonly is not (SHOULD)",
+                "stat -c %u /sys/fs/cgroup",
+                "65534",
+            )],
+        );
+    });
+}
+
 fn join_users(stage: &Stage<'_>) -> Verdict {
     stage.beside(map_users, |first, pid| {
         let script = "readlink /proc/self/ns/user; cat /proc/self/uid_map; id -u";
