@@ -13,7 +13,7 @@ use protobuf::MessageField;
 use vmm_control::Disk;
 
 use super::host_network::HostNetwork;
-use super::members::{HostSide, Others};
+use super::members::Others;
 use super::on_host::{OnHost, beside, stand_in};
 use super::{Result, Runtime, open_streams, patience};
 use crate::annotations::{self, Annotations};
@@ -74,21 +74,15 @@ impl Runtime {
         sandbox: &Sandbox,
         container: Container,
         bound: Bound,
-        on_host: OnHost,
+        mut on_host: OnHost,
     ) -> u32 {
         let pid = container.init.pid();
         if let Some(stand_ins) = &on_host.stand_ins {
             self.watch_stand_in(&container.id, stand_ins);
         }
         let (id, agent, ports) = (&container.id, &sandbox.agent, &sandbox.ports);
-        let host_side = HostSide {
-            _forwards: bound.serve(id, agent, ports),
-            stand_ins: on_host.stand_ins,
-            host_network: on_host.host_network,
-            _privileged_ports: on_host.privileged_ports,
-            network: on_host.network,
-        };
-        self.members().add(container, host_side);
+        on_host.forwards = bound.serve(id, agent, ports);
+        self.members().add(container, on_host);
         self.publish(TaskEvent::Create(created_event(request, pid)));
         pid
     }
@@ -191,8 +185,8 @@ impl Runtime {
             let mut on_host = OnHost {
                 stand_ins: Some(Arc::clone(&stand_ins)),
                 host_network,
-                privileged_ports: None,
                 network: Some(network.clone()),
+                ..OnHost::default()
             };
             on_host.allow(wanted.privileged_ports);
             let container = self.create_in(&sandbox, request, wanted, &stand_ins);

@@ -120,15 +120,15 @@ impl Runtime {
 
     /// Ends what is there for a container while it runs.
     pub(super) async fn release(&self, id: &str) {
-        let host_side = self.members().take_host_side(id);
-        if let Some(stand_ins) = host_side.stand_ins {
+        let on_host = self.members().take_on_host(id);
+        if let Some(stand_ins) = on_host.stand_ins {
             stand_ins.end().await;
         }
-        if let Some(network) = host_side.network {
+        if let Some(network) = on_host.network {
             network.disconnect().await;
         }
         // Others may share it.
-        if let Some(host_network) = host_side.host_network.and_then(Arc::into_inner) {
+        if let Some(host_network) = on_host.host_network.and_then(Arc::into_inner) {
             host_network.end().await;
         }
     }

@@ -8,14 +8,14 @@ use std::time::Duration;
 use oci_spec::runtime::LinuxNamespaceType;
 
 use super::Result;
-use super::host_network::{HostNetwork, PrivilegedPorts};
+use super::host_network::HostNetwork;
+use super::on_host::OnHost;
 use crate::bundle::Neighbours;
 use crate::container::Container;
 use crate::error::TaskError;
 use crate::grouping;
 use crate::host_cgroup::HostCgroup;
 use crate::network::Network;
-use crate::port_forward::Forwards;
 use crate::sandbox::Sandbox;
 use crate::stand_ins::StandIns;
 
@@ -33,22 +33,7 @@ pub(super) struct Members {
 /// A container, and what is there for it on the host while it runs.
 struct Member {
     container: Container,
-    host_side: HostSide,
-}
-
-/// What is there for a container while it runs.
-#[derive(Default)]
-pub(super) struct HostSide {
-    /// Served as long as this is here.
-    pub(super) _forwards: Forwards,
-    /// What connects it to the host's own network.
-    pub(super) host_network: Option<Arc<HostNetwork>>,
-    /// That it may have privileged ports there.
-    pub(super) _privileged_ports: Option<PrivilegedPorts>,
-    /// What is there for its processes.
-    pub(super) stand_ins: Option<Arc<StandIns>>,
-    /// The network that it is in, if that is one of the host's, too.
-    pub(super) network: Option<Network>,
+    on_host: OnHost,
 }
 
 impl Members {
@@ -83,8 +68,8 @@ impl Members {
             .map(|(id, member)| Other {
                 id: id.clone(),
                 pid: member.container.init.pid(),
-                network: member.host_side.network.clone(),
-                host_network: member.host_side.host_network.clone(),
+                network: member.on_host.network.clone(),
+                host_network: member.on_host.host_network.clone(),
             });
         let others = Others {
             alive: alive.collect(),
@@ -108,16 +93,10 @@ impl Members {
         self.cgroup.take()
     }
 
-    pub(super) fn add(&mut self, container: Container, host_side: HostSide) {
+    pub(super) fn add(&mut self, container: Container, on_host: OnHost) {
         self.creating = false;
         let id = container.id.clone();
-        self.containers.insert(
-            id,
-            Member {
-                container,
-                host_side,
-            },
-        );
+        self.containers.insert(id, Member { container, on_host });
     }
 
     pub(super) fn forget(&mut self, id: &str) {
@@ -126,27 +105,27 @@ impl Members {
 
     /// What is there for a container's processes.
     pub(super) fn stand_ins(&self, id: &str) -> Option<Arc<StandIns>> {
-        self.containers.get(id)?.host_side.stand_ins.clone()
+        self.containers.get(id)?.on_host.stand_ins.clone()
     }
 
     /// The network that a container is in, if that is one of the host's, too.
     pub(super) fn network(&self, id: &str) -> Option<Network> {
-        self.containers.get(id)?.host_side.network.clone()
+        self.containers.get(id)?.on_host.network.clone()
     }
 
     /// What connects a container to the host's own network.
     pub(super) fn host_network(&self, id: &str) -> Option<Arc<HostNetwork>> {
-        self.containers.get(id)?.host_side.host_network.clone()
+        self.containers.get(id)?.on_host.host_network.clone()
     }
 
     /// Takes what there is for a container that is over; its network only if no other is in it.
-    pub(super) fn take_host_side(&mut self, id: &str) -> HostSide {
+    pub(super) fn take_on_host(&mut self, id: &str) -> OnHost {
         let member = self.containers.get_mut(id);
-        let mut taken = member.map_or_else(HostSide::default, |member| {
-            std::mem::take(&mut member.host_side)
+        let mut taken = member.map_or_else(OnHost::default, |member| {
+            std::mem::take(&mut member.on_host)
         });
         let mut left = self.containers.values();
-        if left.any(|member| member.host_side.network == taken.network) {
+        if left.any(|member| member.on_host.network == taken.network) {
             taken.network = None;
         }
         taken

@@ -10,11 +10,12 @@ use crate::bundle;
 use crate::config::Config;
 use crate::error::TaskError;
 use crate::network::Network;
+use crate::port_forward::Forwards;
 use crate::sandbox::Sandbox;
 use crate::spawn::Place;
 use crate::stand_ins::StandIns;
 
-/// What is on the host for a container besides its forwards.
+/// What is on the host for a container, as long as it runs.
 #[derive(Default)]
 pub(super) struct OnHost {
     /// What stands for its processes.
@@ -23,8 +24,10 @@ pub(super) struct OnHost {
     pub(super) host_network: Option<Arc<HostNetwork>>,
     /// That it may have privileged ports there.
     pub(super) privileged_ports: Option<PrivilegedPorts>,
-    /// The network that it is in.
+    /// The network that it is in, if that is one of the host's, too.
     pub(super) network: Option<Network>,
+    /// Its ports of the host, served as long as this is here.
+    pub(super) forwards: Forwards,
 }
 
 impl OnHost {
@@ -95,8 +98,8 @@ pub(super) async fn beside(
             let on_host = OnHost {
                 stand_ins: Some(Arc::clone(&stand_ins)),
                 host_network,
-                privileged_ports: None,
                 network,
+                ..OnHost::default()
             };
             Ok((stand_ins, on_host))
         }
