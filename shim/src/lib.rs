@@ -7,6 +7,7 @@
 //! ```
 //! The shim is root on the host: whatever comes from a bundle or from the guest is checked here.
 
+pub mod actions;
 pub mod annotations;
 pub mod bind_mount;
 pub mod block_volumes;
@@ -40,6 +41,7 @@ pub mod runtime;
 pub mod sandbox;
 pub mod server;
 pub mod share;
+pub mod socket;
 pub mod spawn;
 pub mod stand_ins;
 pub mod state_dir;

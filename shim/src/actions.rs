@@ -1,0 +1,154 @@
+//! What containerd has done by a shim that is not to stay: `start`, which puts a server into the background, and
+//! `delete`, which cleans up after one that is gone (runtime-v2.md).
+
+use std::io::{IsTerminal, Read, Write};
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, bail};
+use containerd_shim::Flags;
+use containerd_shim::asynchronous::spawn;
+use containerd_shim::protos::api::DeleteResponse;
+use protobuf::{Message, MessageField};
+
+use crate::bootstrap;
+use crate::bundle;
+use crate::cleanup;
+use crate::config::Config;
+use crate::container::LOST;
+use crate::grouping;
+use crate::hooks::{Hooks, Subject};
+use crate::rootfs;
+use crate::share::Share;
+use crate::socket;
+use crate::state_dir::StateDir;
+
+/// The bundle's file that says where the shim listens.
+const ADDRESS_FILE: &str = "address";
+
+/// `start`: puts the server of a new sandbox into the background, unless the container joins another one; tells where it
+/// listens.
+///
+/// # Errors
+/// When it fails; the text is for the user.
+pub async fn start(flags: &Flags) -> anyhow::Result<()> {
+    let mut input = Vec::new();
+    let stdin = std::io::stdin();
+    // Somebody who tries this by hand need not type an end of file.
+    if !stdin.is_terminal() {
+        let read = stdin.take(bootstrap::MAX_INPUT).read_to_end(&mut input);
+        read.context("read what containerd says on standard input")?;
+    }
+    let (mut options, answer) = bootstrap::read(&input, flags, |name| std::env::var(name).ok())?;
+    if let Some(group) = bootstrap::shim_cgroup(&options)? {
+        join_cgroup(&group)?;
+    }
+    // The library's own way into the cgroup finds none without controllers.
+    options.extensions.clear();
+    let own = options.socket_address(&flags.id);
+    let address = match joined(flags, own)? {
+        Some(address) => address,
+        None => spawn(options, &flags.id, Vec::new()).await?,
+    };
+    // containerd 1.7 finds the shim again by this file of the bundle when it has been restarted, and
+    // `delete` its socket.
+    std::fs::write(".address", &address)
+        .and_then(|()| std::fs::rename(".address", ADDRESS_FILE))
+        .context("write the shim's address into the bundle")?;
+    let answered = std::io::stdout().write_all(&answer.bytes(&address)?);
+    answered.context("tell containerd the shim's address")
+}
+
+/// Where the shim of the sandbox listens that the container joins, if it joins one: as a rule because
+/// its configuration says so; or it was the first of a machine in which others are left, which may be over by
+/// now and not deleted. A shim that still serves at `own`, the address of a new one, is this one's.
+fn joined(flags: &Flags, own: String) -> anyhow::Result<Option<String>> {
+    if socket::is_served(&own) {
+        return Ok(Some(own));
+    }
+    let bundle = std::env::current_dir().context("find the bundle")?;
+    // What may be wrong with either is Create's to say.
+    let (Ok(config), Ok(spec)) = (Config::load(), bundle::load(&bundle)) else {
+        return Ok(None);
+    };
+    let former = StateDir::at(&config.state, &flags.namespace, &flags.id)?;
+    if let Some(address) = former
+        .address()
+        .filter(|address| socket::is_served(address))
+    {
+        return Ok(Some(address));
+    }
+    let sandbox = grouping::sandbox(&spec, &config.state, &flags.namespace)?;
+    Ok(sandbox.and_then(|sandbox| sandbox.address()))
+}
+
+/// Moves this process, and so the server that it starts, into a cgroup of the host's
+/// (`shim_cgroup` of the runtime's options).
+fn join_cgroup(group: &str) -> anyhow::Result<()> {
+    let relative = Path::new(group.trim_start_matches('/'));
+    let inside = relative
+        .components()
+        .all(|component| matches!(component, Component::Normal(_)));
+    if !inside {
+        bail!("shim_cgroup {group:?} is no path of a cgroup");
+    }
+    let procs = Path::new("/sys/fs/cgroup")
+        .join(relative)
+        .join("cgroup.procs");
+    // 0 is who writes (cgroup-v2.rst).
+    std::fs::write(&procs, "0").with_context(|| format!("move the shim into {group}"))
+}
+
+/// `delete`: cleans up after a shim that is gone. Again is no error.
+///
+/// # Errors
+/// When something is left; the text is for containerd's log.
+pub async fn delete(flags: &Flags) -> anyhow::Result<()> {
+    let config = Config::load()?;
+    let bundle = match flags.bundle.as_str() {
+        "" => std::env::current_dir().context("find the bundle")?,
+        bundle => PathBuf::from(bundle),
+    };
+    let own = StateDir::at(&config.state, &flags.namespace, &flags.id)?;
+    let state = own.sandbox();
+    let socket = std::fs::read_to_string(bundle.join(ADDRESS_FILE)).ok();
+    let mounts = bundle.join("rootfs");
+    let served = socket.as_deref().is_some_and(socket::is_served);
+    let socket = socket.map(|address| socket::path_of(&address));
+    if served && Share::has_others(&state, &flags.id) {
+        // containerd asks, too, when the first container is deleted and its machine goes on.
+        rootfs::unmount(&mounts)?;
+    } else {
+        // What was deleted in order has no folder any more, and its hooks have run.
+        let was_there = own.path().exists() || own.path().is_symlink();
+        cleanup::clean_up(&state, Some(&mounts))?;
+        state.forget_member(&flags.id);
+        if was_there {
+            run_poststop(&bundle, &flags.id).await;
+        }
+    }
+    if let Some(socket) = socket.filter(|_| !served) {
+        socket::remove(&socket)?;
+    }
+    let response = DeleteResponse {
+        exit_status: LOST,
+        exited_at: MessageField::some(std::time::SystemTime::now().into()),
+        ..Default::default()
+    };
+    response
+        .write_to_writer(&mut std::io::stdout())
+        .context("answer containerd")
+}
+
+/// Runs the `poststop` hooks of a container whose shim is gone (OCI runtime-spec 1.2, runtime.md
+/// "Lifecycle", 12). Like everything about them, what fails is logged and no more.
+async fn run_poststop(bundle: &Path, id: &str) {
+    let hooks = bundle::load(bundle).map(|mut spec| Hooks::take(&mut spec));
+    if let Ok(Ok(hooks)) = hooks {
+        let subject = Subject {
+            id: id.to_owned(),
+            bundle: bundle.to_owned(),
+            pid: 0,
+        };
+        hooks.stopped(&subject).await;
+    }
+}
