@@ -62,8 +62,10 @@ pub fn load(bundle: &Path) -> Result<Spec, BundleError> {
         reason,
     };
     let mut json: Value = serde_json::from_slice(&text).map_err(|e| corrupt(e.to_string()))?;
-    forget_unknown_capabilities(&mut json["process"]);
-    spell_scheduler_flags(&mut json["process"]);
+    if let Some(process) = json.get_mut("process") {
+        forget_unknown_capabilities(process);
+        spell_scheduler_flags(process);
+    }
     let mut spec: Spec = serde_json::from_value(json).map_err(|e| corrupt(e.to_string()))?;
     let mounts = spec.mounts_mut().iter_mut().flatten();
     for mount in mounts.filter(|mount| is_bind(mount)) {

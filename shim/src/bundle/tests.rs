@@ -378,6 +378,8 @@ fn a_corrupt_file_is_named_with_the_place() {
     for (text, reason) in [
         ("{ \"ociVersion\": ", "line 1"),
         ("{}", "no process"),
+        ("[]", "no process"),
+        ("7", "invalid"),
         ("{ \"ociVersion\": 7 }", "invalid type"),
     ] {
         let error = load_text(text);
