@@ -275,6 +275,13 @@ pub fn root_place(id: &str) -> PathBuf {
 impl Origin {
     fn of(path: &Path, manner: &Manner) -> Result<Self, ShareError> {
         let found = metadata(path)?;
+        let kind = found.file_type();
+        if !kind.is_dir() && !kind.is_file() {
+            warn!(
+                "{} is no file or directory: whoever is at its other end on the host is not there for the guest's kernel",
+                path.display()
+            );
+        }
         // What mount(2) would follow.
         let path = path.canonicalize().map_err(|e| missing(path, e))?;
         Ok(Self {

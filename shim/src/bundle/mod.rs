@@ -101,6 +101,16 @@ pub fn translate(
                 "the guest's processor has no such resources",
             );
         }
+        if linux
+            .net_devices()
+            .as_ref()
+            .is_some_and(|devices| !devices.is_empty())
+        {
+            return unsupported(
+                "linux.netDevices",
+                "a virtual machine takes none of the host's interfaces; have the engine connect the container to a network",
+            );
+        }
         if let Some(profile) = linux.seccomp() {
             check_seccomp(profile)?;
         }

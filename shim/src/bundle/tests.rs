@@ -276,6 +276,10 @@ fn what_cannot_be_honoured_is_refused_by_name() {
             "linux.devices[/dev/kmsg]",
         ),
         (
+            linux(json!({ "netDevices": { "eth0": { "name": "tide0" } } })),
+            "linux.netDevices",
+        ),
+        (
             linux(json!({ "seccomp": { "defaultAction": "SCMP_ACT_NOTIFY" } })),
             "linux.seccomp.defaultAction",
         ),
