@@ -23,7 +23,7 @@ use crate::bundle::Unsupported;
 use crate::error::chain;
 use crate::open_files;
 
-/// Bytes of a failed hook's standard error that are told.
+/// Characters of a failed hook's standard error that are told.
 const LAST_WORDS: usize = 400;
 
 /// Why a hook did not do its work.
@@ -247,7 +247,9 @@ async fn run(hook: &Hook, state: &[u8], bundle: &Path) -> Result<(), HookError> 
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let said: String = said.trim().chars().take(LAST_WORDS).collect();
+    let said = said.trim();
+    let last = said.char_indices().rev().nth(LAST_WORDS - 1);
+    let said = said[last.map_or(0, |(at, _)| at)..].to_owned();
     Err(HookError::Failed {
         path: path.clone(),
         status: output.status,
@@ -321,6 +323,11 @@ mod tests {
             failed.contains("/bin/sh") && failed.contains("no water"),
             "{failed}"
         );
+        let much =
+            "i=0; while [ $i -lt 999 ]; do echo -n ebb >&2; i=$((i+1)); done; echo low >&2; exit 1";
+        let wordy = run(shell(much)).await;
+        assert!(wordy.ends_with("ebblow"), "{wordy}");
+        assert!(wordy.len() < 600, "{wordy}");
         let missing = run(json!({ "path": "/no/such/hook" })).await;
         assert!(missing.contains("/no/such/hook"), "{missing}");
         let hangs = json!({ "path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1 });
