@@ -70,6 +70,21 @@ impl Sizes {
         self.limits.insert(id.to_owned(), mib);
     }
 
+    /// A container has gone.
+    fn forget(&mut self, id: &str) {
+        self.limits.remove(id);
+    }
+
+    /// Has something change, and nobody who has no limit lose memory by it that he may be using: what was plugged for
+    /// another's limit is his as well. What is free goes back to the host by the balloon.
+    fn change(&mut self, change: impl FnOnce(&mut Self)) {
+        let had = self.target();
+        change(self);
+        if self.limits.values().any(Option::is_none) {
+            self.asked = self.asked.max(had.into());
+        }
+    }
+
     /// The most that may ever be plugged.
     #[must_use]
     pub fn pluggable(&self) -> u32 {
@@ -130,9 +145,7 @@ impl Memory {
 
     /// A container has gone.
     pub fn forget(&self, id: &str) {
-        self.change(|sizes| {
-            sizes.limits.remove(id);
-        });
+        self.change(|sizes| sizes.forget(id));
     }
 
     /// The agent asks for `mib` MiB to be plugged.
@@ -143,7 +156,7 @@ impl Memory {
     /// Whoever asked is answered, even if nothing changes.
     fn change(&self, change: impl FnOnce(&mut Sizes)) {
         let mut sizes = self.sizes();
-        change(&mut sizes);
+        sizes.change(change);
         self.target.send_replace(sizes.target());
     }
 
@@ -225,11 +238,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_plugged_for_one_stays_for_another_without_a_limit() {
+        let mut machine = sizes(0, &[None, Some(1024 * MIB)]);
+        let plugged = machine.target();
+        assert!(plugged > 0);
+        machine.change(|machine| machine.forget("1"));
+        assert_eq!(machine.target(), plugged);
+        machine.change(|machine| machine.forget("0"));
+        machine.change(|machine| machine.limit("2", Some(64 * MIB)));
+        assert!(machine.target() < plugged);
+    }
+
+    #[test]
     fn a_limit_that_changes_or_goes_counts_no_more() {
         let mut machine = sizes(0, &[Some(1024 * MIB)]);
         machine.limit("0", Some(2048 * MIB));
         assert_eq!(machine.target(), 1920);
-        machine.limits.remove("0");
+        machine.forget("0");
         assert_eq!(machine.target(), 0);
     }
 }
