@@ -11,7 +11,7 @@ use crate::bind_mount::Manner;
 use crate::idmap::IdMaps;
 
 /// Something of the host's that the guest mounts.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
     /// Path on the host: a directory or a single file.
     pub source: PathBuf,

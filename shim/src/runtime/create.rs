@@ -15,7 +15,7 @@ use vmm_control::Disk;
 use super::host_network::HostNetwork;
 use super::members::Others;
 use super::on_host::{OnHost, beside, stand_in};
-use super::{Result, Runtime, open_streams, patience};
+use super::{Result, Runtime, blocking, open_streams, patience};
 use crate::annotations::{self, Annotations};
 use crate::block_volumes;
 use crate::bundle::{self, Guest, Neighbours, Nobody};
@@ -138,11 +138,13 @@ impl Runtime {
         let noted = state
             .note_address(&self.0.address)
             .and_then(|()| cgroup_note.map_or(Ok(()), |cgroup| state.note_cgroup(cgroup)));
-        let shared = noted.map_err(|e| TaskError::failed(&e)).and_then(|()| {
+        let shared = async {
+            noted.map_err(|e| TaskError::failed(&e))?;
             let share = Share::open(&state).map_err(|e| TaskError::failed(&e))?;
-            wanted.show(request, &share).map(|()| share)
-        });
-        let share = match shared {
+            let share = Arc::new(share);
+            wanted.show(request, &share).await.map(|()| share)
+        };
+        let share = match shared.await {
             Ok(share) => share,
             Err(error) => {
                 if let Err(e) = state.remove() {
@@ -225,7 +227,7 @@ impl Runtime {
         let created = async {
             let noted = sandbox.state.note_member(&request.id);
             noted.map_err(|e| TaskError::failed(&e))?;
-            wanted.show(request, &sandbox.share)?;
+            wanted.show(request, &sandbox.share).await?;
             let added = sandbox.disks.add(&request.id, disks).await;
             added.map_err(|e| TaskError::failed(&e))?;
             sandbox.memory.limit(&request.id, wanted.memory_limit());
@@ -239,8 +241,10 @@ impl Runtime {
         match created.await {
             Ok((container, on_host)) => Ok(self.adopt(request, sandbox, container, bound, on_host)),
             Err(error) => {
-                if let Err(e) = sandbox.share.remove(&request.id) {
-                    warn!("clean up after a failed create: {}", chain(&e));
+                let (share, id) = (Arc::clone(&sandbox.share), request.id.clone());
+                let hidden = blocking(move || share.remove(&id)).await;
+                if let Err(e) = hidden {
+                    warn!("clean up after a failed create: {e}");
                 }
                 sandbox.disks.remove(&request.id).await;
                 sandbox.state.forget_member(&request.id);
@@ -345,12 +349,12 @@ impl Wanted {
     }
 
     /// Mounts the root file system and shows it to the guest, with the volumes.
-    fn show(&mut self, request: &CreateTaskRequest, share: &Share) -> Result<()> {
-        rootfs::mount(&request.rootfs, &self.bundle.join("rootfs"))
-            .map_err(|e| TaskError::failed(&e))?;
-        let places = share
-            .add(&request.id, &self.root, &self.guest.volumes)
-            .map_err(|e| TaskError::failed(&e))?;
+    async fn show(&mut self, request: &CreateTaskRequest, share: &Arc<Share>) -> Result<()> {
+        let (mounts, at) = (request.rootfs.clone(), self.bundle.join("rootfs"));
+        blocking(move || rootfs::mount(&mounts, &at)).await?;
+        let (share, id) = (Arc::clone(share), request.id.clone());
+        let (root, volumes) = (self.root.clone(), self.guest.volumes.clone());
+        let places = blocking(move || share.add(&id, &root, &volumes)).await?;
         let places = places.iter().map(|place| Path::new(SHARE_PATH).join(place));
         self.guest.place(places);
         Ok(())

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant, SystemTime};
 use containerd_shim::protos::events::task as event;
 use log::info;
 
-use super::{Result, Runtime, process_id, timestamp};
+use super::{Result, Runtime, blocking, process_id, timestamp};
 use crate::cleanup;
 use crate::container::{Exit, LOST, Process, State};
 use crate::error::TaskError;
 use crate::events::TaskEvent;
+use crate::hooks::Subject;
 use crate::rootfs;
 use crate::sandbox::Sandbox;
 use crate::state_dir::StateError;
@@ -61,8 +62,8 @@ impl Runtime {
             forget_inside(machine, id, "").await;
             machine.disks.remove(id).await;
             machine.memory.forget(id);
-            let hidden = machine.share.remove(id);
-            hidden.map_err(|e| TaskError::failed(&e))?;
+            let (share, of) = (Arc::clone(&machine.share), id.to_owned());
+            blocking(move || share.remove(&of)).await?;
         }
         self.release(id).await;
         let (state, mounts, hooks, subject) = {
@@ -71,7 +72,12 @@ impl Runtime {
             // A Delete that has to be asked again runs them once.
             let hooks = std::mem::take(&mut container.hooks);
             let (state, mounts) = (container.state.clone(), container.mounts.clone());
-            (state, mounts, hooks, container.subject())
+            // It has no process any more (OCI runtime-spec 1.2, runtime.md "State").
+            let subject = Subject {
+                pid: 0,
+                ..container.subject()
+            };
+            (state, mounts, hooks, subject)
         };
         hooks.stopped(&subject).await;
         if machine.is_none() {
@@ -79,10 +85,10 @@ impl Runtime {
                 cgroup.remove();
             }
             // What a Delete before this one may have failed to remove, and the bundle's mounts.
-            let cleaned = cleanup::clean_up(&state, mounts.as_deref());
-            cleaned.map_err(|e| TaskError::failed(&e))?;
+            let state = state.clone();
+            blocking(move || cleanup::clean_up(&state, mounts.as_deref())).await?;
         } else if let Some(mounts) = mounts {
-            rootfs::unmount(&mounts).map_err(|e| TaskError::failed(&e))?;
+            blocking(move || rootfs::unmount(&mounts)).await?;
         }
         // Of one that the agent could not end nobody would hear any more.
         let lost = Exit {

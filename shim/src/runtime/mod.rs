@@ -386,6 +386,16 @@ impl Runtime {
     }
 }
 
+/// Has a thread of its own do what may wait for a file system: one that does not answer holds up whoever asked for
+/// it, and no other container's streams, signals and ports.
+async fn blocking<T: Send + 'static, E: std::error::Error + Send + 'static>(
+    work: impl FnOnce() -> std::result::Result<T, E> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|e| TaskError::failed(&e))?
+        .map_err(|e| TaskError::failed(&e))
+}
+
 fn patience() -> Context {
     ttrpc::context::with_duration(AGENT_PATIENCE)
 }

@@ -100,7 +100,7 @@ pub struct Plan<'a> {
     /// Its first container.
     pub id: &'a str,
     /// What the guest is shown, in place.
-    pub share: Share,
+    pub share: Arc<Share>,
     /// Its memory.
     pub memory: Sizes,
     /// Its disks but for the guest's image: its first container's block devices.
@@ -292,7 +292,7 @@ impl Booting {
 
     fn finish(
         self,
-        share: Share,
+        share: Arc<Share>,
         disks: Disks,
         sizes: Sizes,
         agent: AgentClient,

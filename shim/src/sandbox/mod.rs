@@ -36,7 +36,7 @@ pub struct Sandbox {
     /// Its folder on the host.
     pub state: StateDir,
     /// What the guest is shown of the host's files.
-    pub share: Share,
+    pub share: Arc<Share>,
     control: Control,
     vmm: Supervised,
     fs_daemon: Supervised,
@@ -83,7 +83,7 @@ impl Sandbox {
         Self {
             disks,
             account: Account::default(),
-            share: Share::at(&state),
+            share: Arc::new(Share::at(&state)),
             state,
             control,
             vmm,
