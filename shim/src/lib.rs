@@ -31,6 +31,7 @@ pub mod memory;
 pub mod mount_points;
 pub mod network;
 pub mod oci;
+pub mod oom_score;
 pub mod open_files;
 pub mod port_forward;
 pub mod ports;

@@ -11,11 +11,11 @@ use std::thread;
 
 use command_fds::{CommandFdExt, FdMapping};
 use nix::sched::{CloneFlags, setns, unshare};
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tokio::process::{Child, Command};
 
 use crate::host_cgroup::HostCgroup;
+use crate::oom_score;
 
 /// Number of the one descriptor that a [`daemon`] inherits.
 pub const DESCRIPTOR: i32 = 3;
@@ -90,7 +90,7 @@ impl Account {
             if let Some(group) = &group {
                 rustix::io::write(group, b"0")?;
             }
-            match set_oom_score(score.as_bytes()) {
+            match oom_score::set_own(score.as_bytes()) {
                 // Less than the shim's own takes CAP_SYS_RESOURCE, which a shim in a container may lack.
                 Err(Errno::ACCESS | Errno::PERM) | Ok(()) => Ok(()),
                 Err(errno) => Err(errno.into()),
@@ -101,13 +101,6 @@ impl Account {
         unsafe { command.pre_exec(begin) };
         Ok(())
     }
-}
-
-/// Sets this process's. It allocates nothing.
-fn set_oom_score(score: &[u8]) -> rustix::io::Result<()> {
-    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty())?;
-    rustix::io::write(&file, score).map(drop)
 }
 
 /// Runs `work` on a thread that `prepare` has moved, and waits for it; the thread ends at once. What

@@ -112,16 +112,27 @@ fn the_host_may_end_a_machine_as_soon_as_what_runs_in_it() {
     let bundle = Bundle::new(&host);
     let mut spec = bundle.spec();
     spec["process"]["args"] = json!(["sleep", "1000"]);
-    for (asked, expected) in [(None, "0"), (Some(321), "321")] {
+    let scores = || -> BTreeSet<String> {
+        let processes = fs::read_to_string("/run/hull/default/hungry/processes").unwrap();
+        let pids = processes.lines().take(3).map(|line| line.split(' ').next());
+        let score = |pid: Option<&str>| Process::of(pid.unwrap()).read("oom_score_adj");
+        // hull-vmm, virtiofsd, the first stand-in.
+        pids.map(|pid| score(pid).trim().to_owned()).collect()
+    };
+    for (asked, expected) in [(None, "0"), (Some(-500), "-500")] {
         spec["process"]["oomScoreAdj"] = json!(asked);
         let container = bundle.container(&host, "hungry", &spec).start(&[]);
-        let processes = fs::read_to_string("/run/hull/default/hungry/processes").unwrap();
-        // hull-vmm, virtiofsd, the stand-in.
-        assert_eq!(processes.lines().count(), 3, "{processes}");
-        for line in processes.lines() {
-            let process = Process::of(line.split(' ').next().unwrap());
-            let name = process.status("Name");
-            assert_eq!(process.read("oom_score_adj").trim(), expected, "{name}");
+        assert_eq!(scores(), BTreeSet::from([expected.to_owned()]));
+        if asked.is_some() {
+            let other = Bundle::new(&host);
+            let network = format!("/proc/{}/ns/net", container.pid());
+            spec["process"]["oomScoreAdj"] = json!(700);
+            let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+            namespaces.retain(|namespace| namespace["type"] != "network");
+            namespaces.push(json!({ "type": "network", "path": network }));
+            let joined = other.container(&host, "hungrier", &spec).start(&[]);
+            assert_eq!(scores(), BTreeSet::from(["700".to_owned()]));
+            joined.end();
         }
         container.end();
     }

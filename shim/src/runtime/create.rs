@@ -26,6 +26,7 @@ use crate::events::TaskEvent;
 use crate::hooks::Subject;
 use crate::host_cgroup::HostCgroup;
 use crate::memory::Sizes;
+use crate::oom_score;
 use crate::port_forward::Bound;
 use crate::rootfs;
 use crate::sandbox::{Plan, Sandbox};
@@ -235,6 +236,8 @@ impl Runtime {
             let (stand_ins, mut on_host) =
                 beside(sandbox, &request.id, network, others, &config).await?;
             on_host.allow(wanted.privileged_ports);
+            // The machine's memory is this one's, too.
+            oom_score::raise(&sandbox.state.processes(), wanted.oom_score_adj);
             let container = self.create_in(sandbox, request, wanted, &stand_ins);
             Ok((container.await?, on_host))
         };
