@@ -22,6 +22,21 @@ fn shown(host: &Host, name: &str, columns: &str) -> Vec<String> {
     lines.into_iter().collect()
 }
 
+/// containerd gives up a container without processes when it is started again.
+#[test]
+fn a_guest_that_hangs_has_its_first_process_all_the_same() {
+    let host = Host::take();
+    let container = host.container("hung").start(&["sleep", "1000"]);
+    let (pid, vmm) = (container.pid().to_string(), container.vmm());
+    assert_eq!(pids(&host, "hung"), [&*pid]);
+
+    assert_eq!(command("kill", &["-STOP", vmm.pid()], b"").status, 0);
+    assert_eq!(pids(&host, "hung"), [&*pid]);
+    assert_eq!(command("kill", &["-CONT", vmm.pid()], b"").status, 0);
+
+    container.end();
+}
+
 #[test]
 fn ps_shows_the_processes_of_a_container_as_they_are() {
     let host = Host::take();

@@ -26,6 +26,7 @@ use agent_protocol::{self as agent, AgentClient};
 use containerd_shim::protos::api::ExecProcessRequest;
 use containerd_shim::protos::cgroups_v2::metrics::Metrics;
 use containerd_shim::protos::events::task as event;
+use log::warn;
 use oci_spec::runtime::LinuxMemory;
 use protobuf::MessageField;
 use protobuf::well_known_types::timestamp::Timestamp;
@@ -43,6 +44,9 @@ use crate::stdio::{self, Owner, Paths};
 
 /// How long the agent may take to answer. It is the guest's, so that nothing may hang on it.
 const AGENT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long it may take to list processes: containerd asks when it is started again, and waits for each answer.
+const PIDS_PATIENCE: Duration = Duration::from_secs(4);
 
 /// signal(7).
 const SIGKILL: u32 = 9;
@@ -276,7 +280,9 @@ impl Runtime {
         Ok(())
     }
 
-    /// Lists the container's processes, by the pids of those that stand for them on the host.
+    /// Lists the container's processes, by the pids of those that stand for them on the host. Of a guest that does not
+    /// answer, or leaves it out, the init alone is known: containerd gives up a container without any when it is
+    /// started again, and its machine would go on with nobody to end it.
     ///
     /// # Errors
     /// When it is over.
@@ -287,8 +293,25 @@ impl Runtime {
             let init = members.container(id)?.init_in_guest;
             (init, members.stand_ins(id).ok_or(TaskError::Finished)?)
         };
-        let processes = agent.pids(patience(), &container_id(id)).await?.processes;
-        Ok(stand_ins.show(init, processes).await)
+        let context = ttrpc::context::with_duration(PIDS_PATIENCE);
+        let mut processes = match agent.pids(context, &container_id(id)).await {
+            Ok(answer) => answer.processes,
+            Err(e) => {
+                warn!(
+                    "the guest does not list its processes: {}",
+                    TaskError::from(e)
+                );
+                Vec::new()
+            }
+        };
+        processes = stand_ins.show(init, processes).await;
+        if !processes.iter().any(|it| it.pid == stand_ins.pid()) {
+            processes.push(agent::Process {
+                pid: stand_ins.pid(),
+                ..Default::default()
+            });
+        }
+        Ok(processes)
     }
 
     /// Reads the container's figures.
