@@ -12,7 +12,7 @@ use protobuf::{Message, MessageField};
 
 use crate::bootstrap;
 use crate::bundle;
-use crate::cleanup;
+use crate::cleanup::{self, CleanupError};
 use crate::config::Config;
 use crate::container::LOST;
 use crate::grouping;
@@ -111,6 +111,7 @@ pub async fn delete(flags: &Flags) -> anyhow::Result<()> {
     let own = StateDir::at(&config.state, &flags.namespace, &flags.id)?;
     let state = own.sandbox();
     let socket = std::fs::read_to_string(bundle.join(ADDRESS_FILE)).ok();
+    let socket = socket.or_else(|| state.address());
     let mounts = bundle.join("rootfs");
     let served = socket.as_deref().is_some_and(socket::is_served);
     let socket = socket.map(|address| socket::path_of(&address));
@@ -120,7 +121,10 @@ pub async fn delete(flags: &Flags) -> anyhow::Result<()> {
     } else {
         // What was deleted in order has no folder any more, and its hooks have run.
         let was_there = own.path().exists() || own.path().is_symlink();
-        cleanup::clean_up(&state, Some(&mounts))?;
+        match cleanup::clean_up(&state, Some(&mounts)) {
+            Err(e @ CleanupError::Processes(_)) => eprintln!("clean up after {}: {e}", flags.id),
+            cleaned => cleaned?,
+        }
         state.forget_member(&flags.id);
         if was_there {
             run_poststop(&bundle, &flags.id).await;

@@ -8,8 +8,9 @@ use crate::process_identity::ProcessIdentity;
 use crate::rootfs::{self, RootfsError};
 use crate::state_dir::{StateDir, StateError};
 
-/// How long a killed process may take to end.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a killed process may take to end. One that frees much memory, or waits for a file system, takes longer,
+/// but containerd gives its `delete` five seconds for all, and never asks again.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why something is left.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +22,7 @@ pub enum CleanupError {
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
     /// Processes that do not end.
-    #[error("processes {0:?} do not end")]
+    #[error("processes {0:?} were killed and have not ended yet")]
     Processes(Vec<u32>),
 }
 
@@ -29,20 +30,16 @@ pub enum CleanupError {
 /// cgroup and folder. A sandbox that is not there is no error: containerd asks more than once.
 ///
 /// # Errors
-/// When something stays.
+/// When something stays. If it is processes alone, all else is done: they are killed, and end when they can.
 pub fn clean_up(state: &StateDir, mounts: Option<&Path>) -> Result<(), CleanupError> {
     let noted = state.processes();
     // virtiofsd keeps a process of its own, in namespaces of its own.
     let children = noted.iter().flat_map(ProcessIdentity::children);
     let mut running: Vec<_> = noted.iter().copied().chain(children).collect();
     let deadline = Instant::now() + PATIENCE;
-    while !running.is_empty() {
+    while !running.is_empty() && Instant::now() < deadline {
         for process in &running {
             process.kill();
-        }
-        if Instant::now() > deadline {
-            let pids = running.iter().map(|process| process.pid).collect();
-            return Err(CleanupError::Processes(pids));
         }
         // A process that is no child of ours cannot be waited for.
         std::thread::sleep(Duration::from_millis(5));
@@ -52,7 +49,13 @@ pub fn clean_up(state: &StateDir, mounts: Option<&Path>) -> Result<(), CleanupEr
         HostCgroup::left(cgroup).remove();
     }
     state.remove()?;
-    Ok(mounts.map_or(Ok(()), rootfs::unmount)?)
+    mounts.map_or(Ok(()), rootfs::unmount)?;
+    if running.is_empty() {
+        Ok(())
+    } else {
+        let pids = running.iter().map(|process| process.pid).collect();
+        Err(CleanupError::Processes(pids))
+    }
 }
 
 #[cfg(test)]

@@ -21,6 +21,9 @@ use crate::mount_points::{UnmountError, unmount_below};
 use crate::process_identity::ProcessIdentity;
 use crate::removal::remove_all;
 
+/// How often a folder that others take away is made again.
+const TRIES: usize = 100;
+
 /// Why the folder could not be made or undone.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -98,7 +101,20 @@ impl StateDir {
                 })
         };
         make(parent, true, 0o700)?;
-        make(&self.path, false, 0o700)?;
+        let mut made = make(&self.path, false, 0o700);
+        // The last sandbox of the namespace has just taken the namespace's folder along.
+        for _ in 0..TRIES {
+            match &made {
+                Err(StateError::Make { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound =>
+                {
+                    make(parent, true, 0o700)?;
+                    made = make(&self.path, false, 0o700);
+                }
+                _ => break,
+            }
+        }
+        made?;
         // The guest's root directory of the share: who is root in a user namespace there comes
         // through it. On the host it is behind the two above.
         make(&self.folders(), false, 0o711)?;
@@ -315,5 +331,22 @@ mod tests {
         text.push_str(&format!("{own} 1\n999999999 5\ngarbage\n"));
         fs::write(noted, text).unwrap();
         assert_eq!(state.processes(), [ProcessIdentity::of(own).unwrap()]);
+    }
+
+    #[test]
+    fn the_last_of_a_namespace_takes_no_new_sandbox_along() {
+        let root = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for id in ["ebb", "flow"] {
+                let state = StateDir::at(root.path(), "default", id).unwrap();
+                scope.spawn(move || {
+                    for _ in 0..300 {
+                        state.create().unwrap();
+                        state.remove().unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
     }
 }

@@ -271,6 +271,27 @@ fn a_killed_shim_takes_its_machine_along_and_containerd_cleans_up() {
     assert_eq!(host.ctr(&["container", "rm", "orphan"]).status, 0);
 }
 
+/// As after a crash that containerd did not clean up after: it gives that five seconds, once.
+#[test]
+fn what_a_killed_shim_has_left_is_in_nobodys_way() {
+    let host = Host::take();
+    fs::create_dir_all("/run/hull/default/wreck/folders/roots").unwrap();
+    fs::write(
+        "/run/hull/default/wreck/address",
+        "unix:///run/containerd/s/nobody",
+    )
+    .unwrap();
+
+    let container = host.container("wreck").start(&["sleep", "1000"]);
+
+    assert_eq!(
+        container.exec("look", &["echo", "afloat"]).output(),
+        "afloat"
+    );
+    container.end();
+    assert!(!Path::new("/run/hull/default").exists());
+}
+
 #[test]
 fn a_logger_reads_what_a_container_says() {
     let host = Host::take();

@@ -19,6 +19,7 @@ use super::{Result, Runtime, blocking, open_streams, patience};
 use crate::annotations::{self, Annotations};
 use crate::block_volumes;
 use crate::bundle::{self, Guest, Neighbours, Nobody};
+use crate::cleanup;
 use crate::config::{Config, HostPid};
 use crate::container::{Container, Process};
 use crate::error::{TaskError, chain};
@@ -31,9 +32,10 @@ use crate::port_forward::Bound;
 use crate::rootfs;
 use crate::sandbox::{Plan, Sandbox};
 use crate::share::{self, Share};
+use crate::socket;
 use crate::spawn::{Account, Place};
 use crate::stand_ins::{self, StandIns};
-use crate::state_dir::StateDir;
+use crate::state_dir::{StateDir, StateError};
 use crate::stdio::{Owner, Paths};
 
 impl Runtime {
@@ -134,7 +136,7 @@ impl Runtime {
     ) -> Result<u32> {
         let state = StateDir::at(&config.state, &self.0.namespace, &request.id)
             .map_err(|e| TaskError::failed(&e))?;
-        state.create().map_err(|e| TaskError::failed(&e))?;
+        self.make_folder(&request.id, &state).await?;
         let cgroup_note = (account.cgroup.as_ref()).and_then(|cgroup| cgroup.note());
         let noted = state
             .note_address(&self.0.address)
@@ -208,6 +210,27 @@ impl Runtime {
                 Err(error)
             }
         }
+    }
+
+    /// Makes the folder of a machine. One that a shim has left which was killed, and that nobody has cleaned up after, is
+    /// cleaned up: else there would never be a container of that name again.
+    async fn make_folder(&self, id: &str, state: &StateDir) -> Result<()> {
+        let mut made = state.create();
+        if let Err(StateError::Exists(_)) = made {
+            let serves =
+                |address: &str| address.trim() != self.0.address && socket::is_served(address);
+            let left = state.sandbox();
+            if !left.address().is_some_and(|address| serves(&address)) {
+                warn!(
+                    "clean up what a shim has left in {}",
+                    state.path().display()
+                );
+                blocking(move || cleanup::clean_up(&left, None)).await?;
+                state.forget_member(id);
+                made = state.create();
+            }
+        }
+        made.map_err(|e| TaskError::failed(&e))
     }
 
     /// A further container of a machine that runs.
