@@ -1,5 +1,6 @@
 //! Hooks of the OCI configuration: where they run, in which order, and what becomes of failures.
 
+use std::fs;
 use std::path::Path;
 
 use hull_tests::{Bundle, Finished, Host, command, wait};
@@ -103,7 +104,9 @@ fn a_poststop_hook_runs_even_when_the_shim_was_killed() {
     let killed = command("pkill", &["-KILL", "containerd-shim"], b"");
     assert_eq!(killed.status, 0, "{killed:#?}");
 
-    wait::until("the hook has run", || log.exists().then_some(()));
+    // The shell makes the file before it knows what to write.
+    let is_written = || fs::read_to_string(&log).is_ok_and(|text| text.ends_with('\n'));
+    wait::until("the hook has run", || is_written().then_some(()));
     assert_eq!(bundle.take_log(), ["poststop stopped"]);
     wait::until("containerd has noticed", || {
         container.listed().is_none().then_some(())
