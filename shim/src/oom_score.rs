@@ -19,16 +19,27 @@ pub fn set_own(score: &[u8]) -> rustix::io::Result<()> {
 
 /// Has these processes and their children end as soon as one with `score`, if that is sooner than they would.
 pub fn raise(processes: &[ProcessIdentity], score: i32) {
-    let children = processes.iter().flat_map(ProcessIdentity::children);
-    for process in processes.iter().copied().chain(children) {
-        let path = format!("/proc/{}/oom_score_adj", process.pid);
-        let now = fs::read_to_string(&path).ok();
-        let now: Option<i32> = now.and_then(|text| text.trim().parse().ok());
-        // One that has just ended has none, and whoever has its pid by now is not it.
-        if now.is_some_and(|now| now < score) && process.is_running() {
-            let _ = fs::write(&path, score.to_string());
+    for process in processes {
+        // Children were born with their parent's, so there is nothing to look for where that is enough.
+        if raise_one(process, score) {
+            for child in process.children() {
+                raise_one(&child, score);
+            }
         }
     }
+}
+
+/// Whether it would have ended later than that.
+fn raise_one(process: &ProcessIdentity, score: i32) -> bool {
+    let path = format!("/proc/{}/oom_score_adj", process.pid);
+    let now = fs::read_to_string(&path).ok();
+    let now: Option<i32> = now.and_then(|text| text.trim().parse().ok());
+    // One that has just ended has none, and whoever has its pid by now is not it.
+    let is_later = now.is_some_and(|now| now < score) && process.is_running();
+    if is_later {
+        let _ = fs::write(&path, score.to_string());
+    }
+    is_later
 }
 
 #[cfg(test)]

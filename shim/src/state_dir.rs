@@ -100,21 +100,16 @@ impl StateDir {
                     }
                 })
         };
-        make(parent, true, 0o700)?;
-        let mut made = make(&self.path, false, 0o700);
-        // The last sandbox of the namespace has just taken the namespace's folder along.
-        for _ in 0..TRIES {
-            match &made {
+        let mut tries = 0..TRIES;
+        loop {
+            make(parent, true, 0o700)?;
+            match make(&self.path, false, 0o700) {
+                // The last sandbox of the namespace has just taken the namespace's folder along.
                 Err(StateError::Make { source, .. })
-                    if source.kind() == io::ErrorKind::NotFound =>
-                {
-                    make(parent, true, 0o700)?;
-                    made = make(&self.path, false, 0o700);
-                }
-                _ => break,
+                    if source.kind() == io::ErrorKind::NotFound && tries.next().is_some() => {}
+                made => break made?,
             }
         }
-        made?;
         // The guest's root directory of the share: who is root in a user namespace there comes
         // through it. On the host it is behind the two above.
         make(&self.folders(), false, 0o711)?;

@@ -43,7 +43,6 @@ use agent_protocol::{self as agent, AgentClient};
 use log::{debug, warn};
 use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
 use vmm_control::{MAX_PAIRS, MacAddress, Nic, RateLimit};
 
 use crate::error::{TaskError, chain};
@@ -350,10 +349,8 @@ impl Network {
         };
         let context = ttrpc::context::with_duration(CONFIGURE_PATIENCE);
         cards.agent.resolve(context, &request).await?;
-        let connected = timeout(CONFIGURE_PATIENCE, expected.connected()).await;
-        let connection = connected
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-            .map_err(|e| TaskError::failed(&NetworkError::Names(e)))?;
+        let connected = expected.connected_within(CONFIGURE_PATIENCE).await;
+        let connection = connected.map_err(|e| TaskError::failed(&NetworkError::Names(e)))?;
         resolver::serve(self.namespace(), connection).map_err(|e| TaskError::failed(&e))
     }
 

@@ -60,14 +60,15 @@ impl Runtime {
                 request.id, self.0.id
             ))),
         };
-        created.inspect_err(|_| {
+        if created.is_err() {
             self.members().created_not();
             if let Some(mounts) = mounts(request)
-                && let Err(e) = rootfs::unmount(&mounts)
+                && let Err(e) = blocking(move || rootfs::unmount(&mounts)).await
             {
-                warn!("clean up after a failed create: {}", chain(&e));
+                warn!("clean up after a failed create: {e}");
             }
-        })
+        }
+        created
     }
 
     /// The container is there: says so, and serves it from here on.
@@ -217,10 +218,11 @@ impl Runtime {
     async fn make_folder(&self, id: &str, state: &StateDir) -> Result<()> {
         let mut made = state.create();
         if let Err(StateError::Exists(_)) = made {
-            let serves =
-                |address: &str| address.trim() != self.0.address && socket::is_served(address);
             let left = state.sandbox();
-            if !left.address().is_some_and(|address| serves(&address)) {
+            let is_anothers = left.address().is_some_and(|address| {
+                address.trim() != self.0.address && socket::is_served(&address)
+            });
+            if !is_anothers {
                 warn!(
                     "clean up what a shim has left in {}",
                     state.path().display()
