@@ -26,7 +26,7 @@ use agent_protocol::{self as agent, AgentClient};
 use containerd_shim::protos::api::ExecProcessRequest;
 use containerd_shim::protos::cgroups_v2::metrics::Metrics;
 use containerd_shim::protos::events::task as event;
-use log::warn;
+use log::{info, warn};
 use oci_spec::runtime::LinuxMemory;
 use protobuf::MessageField;
 use protobuf::well_known_types::timestamp::Timestamp;
@@ -161,7 +161,11 @@ impl Runtime {
                 all: true,
                 ..Default::default()
             };
-            agent.signal(patience(), &all).await?;
+            if let Err(signal) = agent.signal(patience(), &all).await {
+                // One that has ended by itself cannot be killed; what the hook has said is told all the same.
+                let why = TaskError::from(signal);
+                info!("{id} is not killed after its hook: {why}");
+            }
             return Err(TaskError::failed(&e));
         }
         Ok(process.pid())

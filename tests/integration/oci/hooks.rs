@@ -221,10 +221,25 @@ fn failures() {
             },
         );
         cases.story(demand("a poststart hook that fails is an error"), |stage| {
-            let run = stage.run(|spec| echo(spec, &json!({ "poststart": [fails(stage)] })));
+            let run = stage.run(|spec| {
+                echo(spec, &json!({ "poststart": [fails(stage)] }));
+                spec["process"]["args"] = json!(["/bin/sleep", "1000"]);
+            });
             same(run.status, 1)?;
             contains(&run.stderr, "no water")
         });
+        cases.story(
+            demand("a poststart hook that fails after the process has ended is an error"),
+            |stage| {
+                let script = r#"pid=$(sed 's/.*"pid": *\([0-9]*\).*/\1/' | tr -d '\n')
+                    while [ -d "/proc/$pid" ]; do sleep 0.1; done
+                    echo no water >&2; exit 3"#;
+                let hook = stage.bundle.hook("late", script);
+                let run = stage.run(|spec| echo(spec, &json!({ "poststart": [hook] })));
+                same(run.status, 1)?;
+                contains(&run.stderr, "no water")
+            },
+        );
         cases.story(
             demand("a poststop hook that fails is no error, and the next one is called"),
             |stage| {
