@@ -157,7 +157,11 @@ fn a_container_with_more_processes_costs_the_host_512() {
         });
     }
 
-    let listed = pids(&host, "many");
+    // A guest that takes its time to list them is shown as its init.
+    let listed = wait::until("they are listed", || {
+        let listed = pids(&host, "many");
+        (listed.len() > 1).then_some(listed)
+    });
 
     assert_eq!(listed.len(), 512);
     assert!(listed.contains(&container.pid().to_string()));
