@@ -387,6 +387,7 @@ fn failure(error: &ContainerError) -> ttrpc::Error {
         | ContainerError::Finished => Code::NOT_FOUND,
         ContainerError::Exists { .. } => Code::ALREADY_EXISTS,
         ContainerError::State { .. }
+        | ContainerError::NotRunning
         | ContainerError::Paused { .. }
         | ContainerError::NoTerminal => Code::FAILED_PRECONDITION,
         ContainerError::Plan(_)

@@ -13,6 +13,9 @@ pub enum TaskError {
     /// The process is over; containerd knows this wording.
     #[error("process already finished")]
     Finished,
+    /// Its init is over, and nothing can be done in it.
+    #[error("the container is not running")]
+    NotRunning,
     /// There is one of that name.
     #[error("{0} already exists")]
     Exists(String),
@@ -76,7 +79,7 @@ impl From<TaskError> for ttrpc::Error {
         let code = match &error {
             TaskError::NotFound(_) | TaskError::Finished => Code::NOT_FOUND,
             TaskError::Exists(_) => Code::ALREADY_EXISTS,
-            TaskError::Precondition(_) => Code::FAILED_PRECONDITION,
+            TaskError::NotRunning | TaskError::Precondition(_) => Code::FAILED_PRECONDITION,
             TaskError::Invalid(_) => Code::INVALID_ARGUMENT,
             TaskError::Unimplemented(_) => Code::UNIMPLEMENTED,
             TaskError::Agent {

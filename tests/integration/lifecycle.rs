@@ -177,6 +177,32 @@ fn an_exec_that_does_not_get_to_its_program_can_be_killed() {
     container.end();
 }
 
+/// Each of its steps meets the end in words of its own.
+#[test]
+fn an_exec_that_its_containers_end_cuts_off_says_so() {
+    let host = Host::take();
+    let script = "until [ -e /go ]; do sleep 0.1; done";
+    let container = host.container("ending").start(&["sh", "-c", script]);
+    let until_it_fails = |name: &str| {
+        let mut runs = (0..100).map(|n| container.exec(&format!("{name}{n}"), &["true"]));
+        // One that runs is killed without a word.
+        let failed = runs.find(|run| !matches!(run.status, 0 | 137));
+        failed.expect("there is an end to it").stderr
+    };
+
+    let failures = thread::scope(|scope| {
+        let execs = ["a", "b", "c", "d"].map(|name| scope.spawn(move || until_it_fails(name)));
+        assert_eq!(container.exec("go", &["touch", "/go"]).status, 0);
+        execs.map(|exec| exec.join().expect("it runs"))
+    });
+
+    for failure in failures {
+        assert!(failure.contains("not running"), "{failure}");
+    }
+    container.wait_until_stopped();
+    container.remove();
+}
+
 #[test]
 fn a_signal_reaches_the_command() {
     let host = Host::take();

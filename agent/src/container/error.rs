@@ -40,6 +40,9 @@ pub enum ContainerError {
         /// What it is.
         state: &'static str,
     },
+    /// Its init is over.
+    #[error("the container is not running")]
+    NotRunning,
     /// Nor this.
     #[error("cannot {action} a container that is paused")]
     Paused {

@@ -1,5 +1,7 @@
 //! From a process that is set up to one whose program runs.
 
+use std::fs;
+
 use agent_protocol::ProcessId;
 
 use super::Containers;
@@ -94,7 +96,12 @@ impl Containers {
             Ok(started) => started,
             Err(error) => {
                 self.exited(id);
-                return Err(error.into());
+                return Err(if is_over(init) {
+                    // Whatever step met that first, and however it put it.
+                    ContainerError::NotRunning
+                } else {
+                    error.into()
+                });
             }
         };
         fit(started.terminal.as_ref(), &plan.launch);
@@ -119,6 +126,11 @@ impl Containers {
             Ok(())
         });
     }
+}
+
+/// Whether a process has ended, reaped or not: it has no namespaces any more.
+fn is_over(pid: i32) -> bool {
+    fs::read_link(format!("/proc/{pid}/ns/pid")).is_err()
 }
 
 /// Gives a terminal the size that the configuration asks for.

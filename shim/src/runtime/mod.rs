@@ -109,6 +109,14 @@ impl Runtime {
     /// # Errors
     /// When it does not exist, has been started, or its program cannot be run.
     pub async fn start(&self, id: &str, exec_id: &str) -> Result<u32> {
+        let started = self.start_process(id, exec_id).await;
+        started.map_err(|e| match exec_id {
+            "" => e,
+            _ => self.exec_failed(id, e),
+        })
+    }
+
+    async fn start_process(&self, id: &str, exec_id: &str) -> Result<u32> {
         let (process, agent) = self.live(id, exec_id)?;
         let mut state = process.state.lock().await;
         match *state {
@@ -176,14 +184,17 @@ impl Runtime {
     /// # Errors
     /// When there is one of that name, the container is over, or the agent refuses it.
     pub async fn exec(&self, request: &ExecProcessRequest) -> Result<()> {
+        let added = self.add_process(request).await;
+        added.map_err(|e| self.exec_failed(&request.id, e))
+    }
+
+    async fn add_process(&self, request: &ExecProcessRequest) -> Result<()> {
         let (agent, ports) = {
             let mut members = self.members();
             let container = members.container(&request.id)?;
             container.admits(&request.exec_id)?;
             if container.init.exit().is_some() {
-                return Err(TaskError::Precondition(
-                    "the container is not running".into(),
-                ));
+                return Err(TaskError::NotRunning);
             }
             let sandbox = members.sandbox()?;
             (sandbox.agent.clone(), Arc::clone(&sandbox.ports))
@@ -217,6 +228,14 @@ impl Runtime {
             ..Default::default()
         }));
         Ok(())
+    }
+
+    /// Why an exec failed: in a container that is over, that is the reason, whatever the end has cut off.
+    fn exec_failed(&self, id: &str, error: TaskError) -> TaskError {
+        match self.live(id, "") {
+            Err(TaskError::Finished) => TaskError::NotRunning,
+            _ => error,
+        }
     }
 
     /// Looks a process up.

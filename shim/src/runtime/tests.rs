@@ -392,7 +392,9 @@ async fn what_does_not_fit_the_state_is_refused() {
     let finished = runtime.kill(ID, "", 9, false).await;
     assert!(matches!(finished, Err(TaskError::Finished)));
     let late = fixture.add("late").await;
-    assert!(matches!(late, Err(TaskError::Precondition(_))));
+    assert!(matches!(late, Err(TaskError::NotRunning)));
+    let late = runtime.start(ID, "once").await;
+    assert!(matches!(late, Err(TaskError::NotRunning)));
 }
 
 #[tokio::test]
