@@ -25,7 +25,7 @@ fn a_machine_is_in_the_group_that_its_containers_configuration_names() {
     // hull-vmm, virtiofsd with a process of its own, and the stand-in.
     assert_eq!(listed.lines().count(), 4, "{listed}");
     let weight = fs::read_to_string(group.join("cpu.weight")).unwrap();
-    assert_eq!(weight.trim(), "79");
+    assert_eq!(weight.trim(), "174");
 
     container.end();
     assert!(!group.exists());
@@ -76,10 +76,10 @@ fn a_machine_is_in_the_scope_that_systemd_makes_for_it() {
         names.sort();
         let expected = ["hull-stand-in", "hull-vmm", "virtiofsd", "virtiofsd"];
         assert_eq!(names, expected);
-        assert_eq!(weight(), "79");
+        assert_eq!(weight(), "174");
         let updated = systemd.run("hull-oci", &["update", "--cpu-share", "1024", "tide"]);
         assert_eq!(updated.status, 0, "{updated:#?}");
-        assert_eq!(weight(), "39");
+        assert_eq!(weight(), "100");
 
         let deleted = systemd.run("hull-oci", &["delete", "--force", "tide"]);
         assert_eq!(deleted.status, 0, "{deleted:#?}");

@@ -40,9 +40,20 @@ impl Weights {
     }
 }
 
-/// `cpu.weight` of the shares of cgroup version 1, 2 to 262144: as runc 1.1 and crun have it.
+/// `cpu.weight` of the shares of cgroup version 1, 2 to 262144: as runc has it from 1.3.2 on, crun from 1.23 on, and
+/// libcontainer in the guest. The logarithms are a parabola through the least, the defaults (1024 is 100), and the
+/// most.
 fn cpu_weight(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+    #[expect(clippy::cast_precision_loss, reason = "at most 18 bits of 53")]
+    let log = (shares.clamp(2, 262_144) as f64).log2();
+    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "1 to 10000"
+    )]
+    let weight = 10_f64.powf(exponent).ceil() as u64;
+    weight.clamp(1, 10_000)
 }
 
 /// `io.weight` of a weight of cgroup version 1, 10 to 1000.
@@ -62,7 +73,18 @@ mod tests {
             let weights = Weights::of(&serde_json::from_value(json).unwrap());
             weights.files().collect()
         };
-        for (shares, weight) in [(1, "1"), (2, "1"), (1024, "39"), (u64::MAX, "10000")] {
+        let weights = [
+            (1, "1"),
+            (2, "1"),
+            (3, "2"),
+            (512, "59"),
+            (1024, "100"),
+            (2000, "170"),
+            (22_000, "1204"),
+            (262_144, "10000"),
+            (u64::MAX, "10000"),
+        ];
+        for (shares, weight) in weights {
             let asked = told(json!({ "cpu": { "shares": shares } }));
             assert_eq!(asked, [("cpu.weight", weight.to_owned())]);
         }
