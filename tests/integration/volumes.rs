@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use hull_tests::{Container, Finished, Host, command};
+use serde_json::Value;
 
 /// A file with an ext4 in it, as a loop device. Detached when dropped.
 struct LoopDevice {
@@ -73,6 +74,31 @@ fn a_block_device_is_a_disk_of_the_machine() {
     assert_eq!(on_host, "tide\n");
     assert!(read.stdout.starts_with("tide\n"), "{read:#?}");
     assert!(read.stdout.contains("Read-only file system"), "{read:#?}");
+}
+
+#[test]
+fn what_its_files_cost_the_hosts_disks_is_counted_for_a_container() {
+    let host = Host::take();
+    let device = LoopDevice::with_ext4();
+    let script = "dd if=/dev/zero of=/data/file bs=1M count=2 conv=fsync";
+
+    let metrics = device.mounted(|at| {
+        let mount = format!("type=bind,src={},dst=/data,options=rbind:rw", at.display());
+        let container = host.container("counted").options(&["--mount", &mount]);
+        let container = container.start(&["sleep", "1000"]);
+        let written = container.exec("write", &["sh", "-c", script]);
+        assert_eq!(written.status, 0, "{written:#?}");
+        let metrics = host.ctr(&["task", "metrics", "--format", "json", "counted"]);
+        container.end();
+        metrics
+    });
+
+    let figures: Value = serde_json::from_str(metrics.output()).expect("it is JSON");
+    let devices = figures["io"]["usage"].as_array().expect("there are some");
+    // The numbers of loop devices (Linux's devices.txt).
+    let on_loop = devices.iter().find(|device| device["major"] == 7);
+    let written = on_loop.and_then(|device| device["wbytes"].as_u64());
+    assert!(written.is_some_and(|bytes| bytes >= 2 << 20), "{figures:#}");
 }
 
 #[test]

@@ -180,6 +180,14 @@ impl HostCgroup {
         OpenOptions::new().write(true).open(path)
     }
 
+    /// What its processes have read from the host's disks and written to them (cgroup-v2.rst, "io.stat"); nothing
+    /// where that is not counted, or of a group that may be others', too.
+    #[must_use]
+    pub fn io(&self) -> Option<String> {
+        self.note()
+            .and_then(|path| fs::read_to_string(path.join("io.stat")).ok())
+    }
+
     /// It has processes that stay, and goes on without its holder.
     pub fn settle(&self) {
         if let Maker::Systemd { holder, .. } = &self.maker {
@@ -280,9 +288,17 @@ mod tests {
         let group = group.unwrap().unwrap();
         assert_eq!(group.note(), Some(&*root.path().join("sea/tide")));
 
+        let counted = "7:0 rbytes=4096\n";
+        let file = root.path().join("sea/tide/io.stat");
+        assert_eq!(group.io(), None);
+        fs::write(&file, counted).unwrap();
+        assert_eq!(group.io().as_deref(), Some(counted));
+
         let again = HostCgroup::below(root.path(), Path::new("sea/tide"));
         let again = again.unwrap().unwrap();
         assert_eq!(again.note(), None);
+        assert_eq!(again.io(), None);
+        fs::remove_file(file).unwrap();
         again.remove();
         assert!(root.path().join("sea/tide").is_dir());
 

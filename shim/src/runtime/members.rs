@@ -93,6 +93,13 @@ impl Members {
         self.cgroup.take()
     }
 
+    /// The cgroup of the machine, if nobody but container `id` is in it.
+    pub(super) fn group_of(&self, id: &str) -> Option<Arc<HostCgroup>> {
+        let mut others = self.containers.keys().filter(|&other| other != id);
+        let alone = !self.creating && others.next().is_none();
+        self.cgroup.clone().filter(|_| alone)
+    }
+
     pub(super) fn add(&mut self, container: Container, on_host: OnHost) {
         self.creating = false;
         let id = container.id.clone();

@@ -209,7 +209,12 @@ impl Runtime {
     /// When it is over.
     pub async fn stats(&self, id: &str) -> Result<Metrics> {
         let (_, agent) = self.live(id, "")?;
-        let answer = agent.stats(patience(), &container_id(id)).await?;
+        let mut answer = agent.stats(patience(), &container_id(id)).await?;
+        // The guest knows of its block devices only: files are virtiofsd's to read and write.
+        let group = self.members().group_of(id);
+        if let Some(io) = group.and_then(|group| group.io()) {
+            answer.files.insert("io.stat".to_owned(), io);
+        }
         Ok(stats::metrics(&answer.files))
     }
 
