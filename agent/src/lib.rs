@@ -8,7 +8,7 @@
 //!             ├─▶ forward  vsock ↔ the containers' ports
 //!             ├─▶ listening  which ports those are, for a container with the host's network
 //!             ├─▶ names    127.0.0.11:53 ↔ the engine's resolver on the host
-//!             └─▶ shares, events, processes      reaper: who ended, and how
+//!             └─▶ shares, events, processes, clock      reaper: who ended, and how
 //! ```
 //! One thread. Nothing here waits in a system call that a container or the host can hold up: what
 //! might, runs in an operation.
@@ -16,6 +16,7 @@
 pub mod boot;
 pub mod bpf;
 pub mod cgroup;
+pub mod clock;
 pub mod connection;
 pub mod container;
 pub mod disks;

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use agent_protocol::{
-    Agent, ContainerId, CreateRequest, CreateResponse, Disks, Empty, Event, ExecRequest,
-    ForwardRequest, HelloRequest, HelloResponse, ListeningRequest, ListeningResponse,
+    Agent, Clock, ClockAdjustment, ContainerId, CreateRequest, CreateResponse, Disks, Empty, Event,
+    ExecRequest, ForwardRequest, HelloRequest, HelloResponse, ListeningRequest, ListeningResponse,
     ListeningSocket, MemoryGrant, NetworkId, NetworkRequest, PROTOCOL_VERSION, PidsResponse,
     Process, ProcessId, ResizeRequest, ResolveRequest, SignalRequest, StartResponse, StatsResponse,
     Stdio, UpdateRequest,
@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use ttrpc::Code;
 use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
 
+use crate::clock;
 use crate::container::Containers;
 use crate::container::create::CreateError;
 use crate::container::devices::Disk;
@@ -280,6 +281,15 @@ impl Agent for Service {
     async fn grant(&self, _: &TtrpcContext, req: MemoryGrant) -> ttrpc::Result<Empty> {
         self.grants.grant(req.mib);
         Ok(Empty::default())
+    }
+
+    async fn adjust_clock(&self, _: &TtrpcContext, req: ClockAdjustment) -> ttrpc::Result<Clock> {
+        let unix_nanoseconds = clock::now().map_err(internal)?;
+        clock::adjust(req.nanoseconds).map_err(internal)?;
+        Ok(Clock {
+            unix_nanoseconds,
+            ..Clock::default()
+        })
     }
 
     async fn events(

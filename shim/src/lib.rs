@@ -15,6 +15,7 @@ pub mod bootstrap;
 pub mod bundle;
 pub mod check;
 pub mod cleanup;
+pub mod clock;
 pub mod command_line;
 pub mod config;
 pub mod container;

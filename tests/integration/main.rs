@@ -3,6 +3,7 @@
 //! Run them with `tests/integration/run`.
 
 /// Many lives, many processes.
+mod clock;
 mod endurance;
 /// What goes wrong before a container runs: one clear error, nothing left.
 mod errors;

@@ -24,7 +24,7 @@ pub use generated::agent::*;
 pub use generated::agent_ttrpc::{Agent, AgentClient, create_agent};
 
 /// Raised with every change that an older peer would misread.
-pub const PROTOCOL_VERSION: u32 = 7;
+pub const PROTOCOL_VERSION: u32 = 8;
 
 /// vsock address of the host (`VMADDR_CID_HOST`).
 pub const HOST_CID: u32 = 2;

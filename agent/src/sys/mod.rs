@@ -1,6 +1,7 @@
 //! The system calls that Rust cannot check, behind signatures that it can.
 
 mod bpf;
+mod clock;
 mod descriptors;
 mod keys;
 mod network;
@@ -9,6 +10,7 @@ mod process;
 mod seccomp;
 
 pub use self::bpf::{ProgramKind, attach_program, link_program, load_program};
+pub use self::clock::{slew_clock, step_clock};
 pub use self::descriptors::{receive_fd, set_window_size, watch};
 pub use self::keys::{Finder, join_session_keyring};
 pub use self::network::{

@@ -15,6 +15,7 @@ use vmm_control::{Disk, Event, RateLimit, SendError, VmConfig};
 
 use super::assets::{self, AssetError, Assets};
 use super::{Sandbox, shutdown};
+use crate::clock;
 use crate::config::Config;
 use crate::disks::Disks;
 use crate::error::chain;
@@ -301,6 +302,7 @@ impl Booting {
     ) -> Sandbox {
         let (vmm, control) = self.vmm.expect("booted, so started");
         let memory = Memory::of(sizes, control.clone(), agent.clone());
+        tokio::spawn(clock::follow(agent.clone(), self.gone.clone()));
         Sandbox {
             state: self.state,
             share,
