@@ -104,7 +104,8 @@ out_of_memory() {
 all_resources() {
 	# The test host has Hull's machines have one.
 	sed -i.was '/^vcpus/d' /etc/hull/config.toml
-	test "$(docker run --rm busybox nproc)" = "$(nproc)"
+	# runc from 1.3 on gives those, too, that dockerd and this shell are kept away from.
+	test "$(docker run --rm busybox nproc)" -ge "$(nproc)"
 	docker run --rm --cpuset-cpus "$(($(nproc) - 1))" busybox sh -c 'nproc; grep Cpus_allowed_list /proc/self/status'
 	mv /etc/hull/config.toml.was /etc/hull/config.toml
 }
