@@ -7,13 +7,13 @@
 //! x86_64 NAME                                        # only on that architecture
 //! NAME                                               # (rare) not in an ordinary machine's life
 //! ```
-//! Values are numbers or the names in [`NAMED`]. Several lines of one call: any of them. An empty
+//! Values are the names in [`NAMED`], or several with `|` between them. Several lines of one call: any of them. An empty
 //! line, or one that starts with `#`, is for the reader.
 //!
 //! `build.rs` compiles this module too: it turns the lists into filters.
 
 /// What a condition may name: numbers that the kernel fixed, the same on both architectures.
-const NAMED: [(&str, u32); 21] = [
+const NAMED: [(&str, u32); 24] = [
     ("0", 0),
     // linux/kvm.h
     ("KVM_RUN", 0xae80),
@@ -42,6 +42,9 @@ const NAMED: [(&str, u32); 21] = [
     ("PROT_EXEC", 4),
     // linux/socket.h
     ("AF_UNIX", 1),
+    ("MSG_DONTWAIT", 0x40),
+    ("MSG_NOSIGNAL", 0x4000),
+    ("MSG_CMSG_CLOEXEC", 0x4000_0000),
 ];
 
 /// One line.
@@ -121,7 +124,9 @@ fn condition(text: &str) -> Option<Condition> {
     })
 }
 
-fn named(word: &str) -> Option<u32> {
-    let found = NAMED.iter().find(|(name, _)| *name == word.trim());
-    found.map(|&(_, value)| value)
+fn named(words: &str) -> Option<u32> {
+    words.split('|').try_fold(0, |bits, word| {
+        let (_, value) = NAMED.iter().find(|(name, _)| *name == word.trim())?;
+        Some(bits | value)
+    })
 }

@@ -182,6 +182,34 @@ fn arguments_are_looked_at() {
     }
 }
 
+/// CVE-2025-38236: `MSG_OOB` on a socket of `AF_UNIX` left a pointer to freed memory in the kernel, by which
+/// a sandboxed renderer of Chrome's took it over.
+#[test]
+fn cve_2025_38236_no_socket_is_used_out_of_band() {
+    let usual = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    let message = |flags: libc::c_int| [-1, 0, flags.into(), 0, 0, 0];
+    let bytes = |flags: libc::c_int| [-1, 0, 0, flags.into(), 0, 0];
+    for (call, flags, arguments) in [
+        (libc::SYS_sendmsg, usual, message as fn(_) -> _),
+        (libc::SYS_recvmsg, libc::MSG_CMSG_CLOEXEC, message),
+        (libc::SYS_sendto, usual, bytes),
+        (libc::SYS_recvfrom, libc::MSG_DONTWAIT, bytes),
+    ] {
+        assert!(!is_stopped(Thread::EventLoop, call, arguments(flags)));
+        for (thread, _, _) in LISTS {
+            for others in [
+                libc::MSG_OOB,
+                libc::MSG_OOB | flags,
+                libc::MSG_PEEK | flags,
+                0,
+            ] {
+                let found = is_stopped(thread, call, arguments(others));
+                assert!(found, "{thread:?}, call {call}, {others:#x}");
+            }
+        }
+    }
+}
+
 /// A disk's file may be taken away while its thread works on it, and is closed there. A card's thread waits
 /// with descriptors of its own.
 #[test]
@@ -243,7 +271,18 @@ fn lists_are_short_and_have_nothing_that_reaches_beyond_the_descriptors_there_ar
             assert!(!names.contains(forbidden), "{thread:?}: {forbidden}");
         }
         for rule in rules(list) {
-            if ["ioctl", "mmap", "socketpair"].contains(&rule.name) {
+            let conditional = [
+                "ioctl",
+                "mmap",
+                "recvfrom",
+                "recvmmsg",
+                "recvmsg",
+                "sendmmsg",
+                "sendmsg",
+                "sendto",
+                "socketpair",
+            ];
+            if conditional.contains(&rule.name) {
                 assert!(rule.condition.is_some(), "{thread:?}: {}", rule.name);
             }
         }
@@ -269,6 +308,7 @@ fn a_line_without_a_reason_or_with_an_unknown_word_is_no_rule() {
         "read if arg0 == TIDE # reason",
         "read if argx == 0 # reason",
         "read if arg0 # reason",
+        "read if arg0 == MSG_DONTWAIT | TIDE # reason",
         "x86_64 read twice # reason",
     ] {
         let error = filter_list::parse(line, "x86_64").unwrap_err();
@@ -277,6 +317,15 @@ fn a_line_without_a_reason_or_with_an_unknown_word_is_no_rule() {
     let rules = filter_list::parse(
         "# note\n\nmmap if arg2 & PROT_EXEC == 0 # (rare) why\n",
         "x86_64",
+    );
+    let either = filter_list::parse(
+        "sendto if arg3 == MSG_NOSIGNAL | MSG_DONTWAIT # why\n",
+        "x86_64",
+    );
+    let condition = either.unwrap()[0].condition;
+    assert_eq!(
+        condition.map(|c| (c.mask, c.value)),
+        Some((u32::MAX, 0x4040))
     );
     let condition = Some(filter_list::Condition {
         argument: 2,
