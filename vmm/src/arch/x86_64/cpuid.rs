@@ -1,5 +1,9 @@
-//! CPUID: all that KVM can virtualize of the host's processor, and the topology of our vCPUs (one
-//! package, one thread a core).
+//! CPUID: what KVM can virtualize of the host's processor, and the topology of our vCPUs (one package, one
+//! thread a core).
+//!
+//! Two things that KVM has are left out, as they are for nothing that a container does. Virtual machines in
+//! the guest would have the host's kernel follow structures that the guest wrote, which has let guests out
+//! (CVE-2021-29657). The counters of performance tell of other guests on the same core.
 
 use std::arch::x86_64::__cpuid;
 use std::ops::RangeInclusive;
@@ -25,16 +29,37 @@ const VENDOR: u32 = 0x0;
 const FEATURES: u32 = 0x1;
 /// Intel: deterministic cache parameters.
 const CACHES: u32 = 0x4;
+/// Intel: counters of performance.
+const COUNTERS: u32 = 0xa;
 const TOPOLOGY: u32 = 0xb;
 const TOPOLOGY_V2: u32 = 0x1f;
+/// Highest extended leaf, and AMD's features.
+const AMD_FEATURES: u32 = 0x8000_0001;
 /// The processor's name, 16 bytes each.
 const NAME: RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
 /// AMD: sizes; elsewhere the bits of an address alone.
 const SIZES: u32 = 0x8000_0008;
+/// AMD: SVM's revision and features.
+const SVM_FEATURES: u32 = 0x8000_000a;
 /// AMD: cache parameters.
 const AMD_CACHES: u32 = 0x8000_001d;
 /// AMD: extended APIC id, core and node.
 const AMD_TOPOLOGY: u32 = 0x8000_001e;
+/// AMD: version 2 of the counters of performance.
+const AMD_COUNTERS: u32 = 0x8000_0022;
+
+/// Leaf 1, ECX: virtual machines on Intel's processors.
+const VMX: u32 = 1 << 5;
+/// Leaf 1, ECX: what the counters can do, and the 64-bit layout of what they store.
+const PDCM: u32 = 1 << 15;
+const DTES64: u32 = 1 << 2;
+/// Leaf 1, EDX: the debug store, which the counters fill.
+const DS: u32 = 1 << 21;
+/// Leaf `0x8000_0001`, ECX: virtual machines on AMD's.
+const SVM: u32 = 1 << 2;
+/// Leaf `0x8000_0001`, ECX: counters of the core, the northbridge, the last level of cache (AMD APM volume 3,
+/// E.4.2).
+const AMD_PERF_CTR: u32 = 1 << 23 | 1 << 24 | 1 << 28;
 
 /// Leaf 1, ECX: the local APIC's deadline timer.
 const TSC_DEADLINE: u32 = 1 << 24;
@@ -108,11 +133,12 @@ impl Supported {
         let cores = u32::from(count);
         let is_amd = self.is_amd();
         let mut entries: Vec<_> = (self.entries.iter().copied())
-            .filter(|entry| !matches!(entry.function, TOPOLOGY | TOPOLOGY_V2))
+            .filter(|entry| !is_left_out(entry.function))
             .collect();
         for entry in &mut entries {
             match entry.function {
                 FEATURES => self.features(entry, apic_id, cores),
+                AMD_FEATURES => entry.ecx &= !(SVM | AMD_PERF_CTR),
                 // Threads that share the cache, less one (25:14); cores of the package (31:26).
                 CACHES if entry.eax & 0x1f != 0 => {
                     let package = (cores - 1).min(0x3f) << 26;
@@ -141,12 +167,21 @@ impl Supported {
 
     fn features(&self, entry: &mut kvm_cpuid_entry2, apic_id: u32, cores: u32) {
         entry.ebx = (entry.ebx & 0x0000_ffff) | cores << 16 | apic_id << 24;
-        entry.ecx |= HYPERVISOR;
+        entry.ecx = entry.ecx & !(VMX | PDCM | DTES64) | HYPERVISOR;
+        entry.edx &= !DS;
         // KVM emulates it on every processor, but lists it for Intel's alone. Without it the guest
         // calibrates its timer, for up to 100 ms.
         set_bits(&mut entry.ecx, TSC_DEADLINE, self.deadline_timer);
         set_bits(&mut entry.edx, HTT, cores > 1);
     }
+}
+
+/// Whether the guest finds zeroes in a leaf of KVM's, unless we have our own.
+fn is_left_out(function: u32) -> bool {
+    let virtual_machines = matches!(function, SVM_FEATURES);
+    let counters = matches!(function, COUNTERS | AMD_COUNTERS);
+    let topology = matches!(function, TOPOLOGY | TOPOLOGY_V2);
+    virtual_machines || counters || topology
 }
 
 /// Gives the guest the host's name of the processor: KVM has none for it.
@@ -325,6 +360,37 @@ mod tests {
             assert_eq!(features.ecx & TSC_DEADLINE != 0, there);
             assert_eq!(features.edx & HTT, 0);
             assert_eq!(features.ecx & HYPERVISOR, HYPERVISOR);
+        }
+    }
+
+    #[test]
+    fn cve_2021_29657_no_guest_is_offered_virtual_machines_of_its_own() {
+        for vendor in [b"AuthenticAMD", b"GenuineIntel"] {
+            let mut supported = supported(vendor, 0xd);
+            let of_amd = [AMD_FEATURES, SVM_FEATURES];
+            supported.entries.extend(of_amd.map(|leaf| entry(leaf, 0)));
+            let entries = supported.for_vcpu(0, 1);
+            assert_eq!(leaf(&entries, FEATURES, 0).unwrap().ecx & VMX, 0);
+            assert_eq!(leaf(&entries, AMD_FEATURES, 0).unwrap().ecx & SVM, 0);
+            assert_eq!(leaf(&entries, SVM_FEATURES, 0), None);
+        }
+    }
+
+    #[test]
+    fn no_guest_is_offered_counters_that_tell_of_others() {
+        for vendor in [b"AuthenticAMD", b"GenuineIntel"] {
+            let mut supported = supported(vendor, 0xd);
+            let counters = [COUNTERS, AMD_FEATURES, AMD_COUNTERS];
+            let entries = counters.map(|leaf| entry(leaf, 0));
+            supported.entries.extend(entries);
+            let entries = supported.for_vcpu(0, 1);
+            let features = leaf(&entries, FEATURES, 0).unwrap();
+            assert_eq!((features.ecx & (PDCM | DTES64), features.edx & DS), (0, 0));
+            let of_amd = leaf(&entries, AMD_FEATURES, 0).unwrap();
+            assert_eq!(of_amd.ecx, ALL & !(SVM | AMD_PERF_CTR));
+            for function in [COUNTERS, AMD_COUNTERS] {
+                assert_eq!(leaf(&entries, function, 0), None);
+            }
         }
     }
 

@@ -7,6 +7,7 @@ mod mptable;
 mod regs;
 mod start_info;
 
+use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
 use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -115,7 +116,22 @@ pub fn prepare_vm(vm: &Vm) -> Result<Interrupts, ArchError> {
     vm.fd()
         .create_irq_chip()
         .map_err(kvm("create the interrupt controllers"))?;
+    leave_out_counters(vm).map_err(kvm("leave out the counters of performance"))?;
     Ok(Interrupts)
+}
+
+/// Takes the counters of performance from a guest that uses them although its CPUID has none (KVM api.rst
+/// 8.35). A kernel that does not know how, before 5.18, goes by the CPUID.
+fn leave_out_counters(vm: &Vm) -> Result<(), kvm_ioctls::Error> {
+    let known = (vm.fd()).check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
+    if known & KVM_PMU_CAP_DISABLE.cast_signed() == 0 {
+        return Ok(());
+    }
+    vm.fd().enable_cap(&kvm_enable_cap {
+        cap: KVM_CAP_PMU_CAPABILITY,
+        args: [KVM_PMU_CAP_DISABLE.into(), 0, 0, 0],
+        ..Default::default()
+    })
 }
 
 /// The console is at its port; nothing else has to be on the bus.
