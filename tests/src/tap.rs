@@ -7,6 +7,7 @@
 use std::ffi::c_char;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 
 use nix::libc;
 
@@ -58,6 +59,7 @@ impl Tap {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
+            .custom_flags(libc::O_NONBLOCK)
             .open("/dev/net/tun")
             .expect("open /dev/net/tun; is the module tun loaded?");
         // SAFETY: an ifreq is plain data, for which all zeroes is a valid value.

@@ -5,6 +5,7 @@ use std::ffi::c_char;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 
 use nix::libc;
 
@@ -26,9 +27,11 @@ pub(super) fn create(name: &str, queues: u8) -> io::Result<(Vec<OwnedFd>, String
 
 /// A queue of the tap `name`, which is made if it is not there and otherwise has to be of `several`.
 fn attach(name: &str, several: bool) -> io::Result<(OwnedFd, String)> {
+    // hull-vmm may not change the mode of a descriptor: it has some that it shares with the shim.
     let tun = OpenOptions::new()
         .read(true)
         .write(true)
+        .custom_flags(libc::O_NONBLOCK)
         .open("/dev/net/tun")?;
     // SAFETY: an `ifreq` is plain data, for which zeroes are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -50,4 +53,26 @@ fn attach(name: &str, several: bool) -> io::Result<(OwnedFd, String)> {
     let given: Vec<u8> = given.flat_map(|byte| byte.to_ne_bytes()).collect();
     let given = String::from_utf8(given).map_err(io::Error::other)?;
     Ok((tun.into(), given))
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    #[test]
+    fn every_queue_of_a_tap_is_non_blocking_from_the_start() {
+        let made = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("make a network namespace, as root");
+            create("hull%d", 2).expect("make a tap; is the module tun loaded?")
+        });
+        let (queues, name) = made.join().unwrap();
+        assert_eq!((queues.len(), name.as_str()), (2, "hull0"));
+        for queue in queues {
+            let flags = fcntl(&queue, FcntlArg::F_GETFL).unwrap();
+            assert!(OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK));
+        }
+    }
 }

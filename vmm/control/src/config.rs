@@ -104,9 +104,9 @@ pub struct Nic<F> {
     /// and lets another processor of the guest's move frames. A card with a limit, or one of vhost-net's,
     /// has one.
     pub pairs: u8,
-    /// As many descriptors of `/dev/net/tun` as pairs, each attached to the same tap with
-    /// `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, and with `IFF_MULTI_QUEUE` if there are several. Without
-    /// any the card has no cable until [`Request::Plug`](crate::Request::Plug).
+    /// As many descriptors of `/dev/net/tun` as pairs, each opened with `O_NONBLOCK`, which the VMM's filter
+    /// keeps it from setting, and attached to the same tap with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, and with
+    /// `IFF_MULTI_QUEUE` if there are several. Without any the card has no cable until [`Request::Plug`](crate::Request::Plug).
     pub taps: Vec<F>,
     /// A descriptor of `/dev/vhost-net` of the card's own: with it the host's kernel moves the frames,
     /// and not the VMM. A card with a limit has its frames moved by the VMM all the same.

@@ -72,8 +72,7 @@ pub enum TapError {
 }
 
 impl TapFile {
-    /// Takes a descriptor attached with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, and makes it
-    /// non-blocking.
+    /// Takes a descriptor opened with `O_NONBLOCK` and attached with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
     ///
     /// # Errors
     /// See [`TapError`].
@@ -86,7 +85,6 @@ impl TapFile {
         }
         let len = libc::c_int::try_from(VNET_HEADER_LEN).expect("twelve fits");
         set_header_len(&fd, len).map_err(failed("header length"))?;
-        rustix::io::ioctl_fionbio(&fd, true).map_err(|e| failed("non-blocking mode")(e.into()))?;
         Ok(Self { fd })
     }
 }

@@ -13,7 +13,7 @@
 //! `build.rs` compiles this module too: it turns the lists into filters.
 
 /// What a condition may name: numbers that the kernel fixed, the same on both architectures.
-const NAMED: [(&str, u32); 24] = [
+const NAMED: [(&str, u32); 23] = [
     ("0", 0),
     // linux/kvm.h
     ("KVM_RUN", 0xae80),
@@ -36,8 +36,6 @@ const NAMED: [(&str, u32); 24] = [
     // linux/fs.h
     ("BLKDISCARD", 0x1277),
     ("BLKGETSIZE64", 0x8008_1272),
-    // asm-generic/ioctls.h
-    ("FIONBIO", 0x5421),
     // asm-generic/mman-common.h
     ("PROT_EXEC", 4),
     // linux/socket.h

@@ -141,7 +141,6 @@ fn arguments_are_looked_at() {
         (EventLoop, libc::SYS_ioctl, ioctl(0x4004_54d9), false),
         (Card, libc::SYS_ioctl, ioctl(0x4004_54d9), true),
         (EventLoop, libc::SYS_ioctl, ioctl(0x4004_54ca), true),
-        (EventLoop, libc::SYS_ioctl, ioctl(0x5421), false),
         (EventLoop, libc::SYS_ioctl, ioctl(0xae80), true),
         (EventLoop, libc::SYS_ioctl, ioctl(0x5412), true),
         (EventLoop, libc::SYS_socketpair, pair(libc::AF_UNIX), false),
@@ -172,6 +171,12 @@ fn arguments_are_looked_at() {
         }
     }
     for (thread, _, _) in LISTS {
+        // FIONBIO, FIOASYNC; F_SETFL.
+        for mode in [0x5421, 0x5452] {
+            assert!(is_stopped(thread, libc::SYS_ioctl, ioctl(mode)));
+        }
+        let mode = [-1, libc::F_SETFL.into(), 0, 0, 0, 0];
+        assert!(is_stopped(thread, libc::SYS_fcntl, mode));
         let data = libc::PROT_READ | libc::PROT_WRITE;
         assert!(!is_stopped(thread, libc::SYS_mmap, map(data)));
         for code in [libc::PROT_EXEC, libc::PROT_EXEC | libc::PROT_READ, -1] {
@@ -257,6 +262,7 @@ fn lists_are_short_and_have_nothing_that_reaches_beyond_the_descriptors_there_ar
             "prctl",
             "seccomp",
             "rt_sigaction",
+            "fcntl",
             "process_vm_readv",
             "process_vm_writev",
             "mount",
