@@ -215,6 +215,19 @@ fn cve_2025_38236_no_socket_is_used_out_of_band() {
     }
 }
 
+#[test]
+fn a_panic_is_told_as_one_whichever_thread_it_is_on() {
+    for (thread, _, _) in LISTS {
+        let (status, said) = in_child(|filters| {
+            crate::report::end_on_panic();
+            if filters.confine(thread).is_ok() {
+                panic!("high tide");
+            }
+        });
+        assert_eq!(status.code(), Some(1), "{thread:?}: {status}, {said:?}");
+    }
+}
+
 /// A disk's file may be taken away while its thread works on it, and is closed there. A card's thread waits
 /// with descriptors of its own.
 #[test]
