@@ -18,8 +18,8 @@
 // The other architecture's is compiled for unit tests and fuzz targets, without what needs its KVM.
 #[cfg(any(target_arch = "aarch64", test, feature = "testing"))]
 #[cfg_attr(
-    not(target_arch = "aarch64"),
-    expect(dead_code, reason = "compiled for tests alone")
+    not(any(target_arch = "aarch64", test)),
+    expect(dead_code, reason = "compiled for fuzz targets alone")
 )]
 pub mod aarch64;
 #[cfg(target_arch = "x86_64")]

@@ -254,7 +254,7 @@ fn processors(
 ) -> Result<(Vm, MemorySlots, Interrupts, Vec<Vcpu>), BuildError> {
     let shown = &space.shown;
     let vm = Vm::new(kvm, arch::vm_type(kvm, shown)?, shown.clone())?;
-    let interrupts = arch::prepare_vm(&vm)?;
+    let interrupts = arch::prepare_vm(&vm, count)?;
     let vcpus = (0..count)
         .map(|id| vm.create_vcpu(id))
         .collect::<Result<_, _>>()?;

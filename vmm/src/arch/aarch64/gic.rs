@@ -11,12 +11,33 @@ pub enum Gic {
     V3,
 }
 
-impl Gic {
+/// More processors than the interrupt controller reaches.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the host's interrupt controller, a {gic:?}, reaches {most} processors, not {vcpus}")]
+pub struct TooManyVcpus {
+    /// Which one it is.
+    gic: Gic,
     /// The processors it reaches.
-    pub(super) fn max_vcpus(self) -> u8 {
-        match self {
+    most: u8,
+    /// The processors asked for.
+    vcpus: u8,
+}
+
+impl Gic {
+    /// Whether it reaches `vcpus` processors.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub(super) fn admit(self, vcpus: u8) -> Result<(), TooManyVcpus> {
+        let most = match self {
             Self::V2 => 8,
             Self::V3 => layout::MAX_VCPUS,
+        };
+        if vcpus <= most {
+            Ok(())
+        } else {
+            let gic = self;
+            Err(TooManyVcpus { gic, most, vcpus })
         }
     }
 
@@ -54,5 +75,20 @@ impl Gic {
             Self::V2 => ((1 << vcpus.min(8)) - 1) << 8 | LEVEL,
             Self::V3 => LEVEL,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_2_reaches_eight_processors_and_version_3_all() {
+        assert_eq!(Gic::V2.admit(8), Ok(()));
+        assert_eq!(
+            Gic::V2.admit(9).unwrap_err().to_string(),
+            "the host's interrupt controller, a V2, reaches 8 processors, not 9"
+        );
+        assert_eq!(Gic::V3.admit(layout::MAX_VCPUS), Ok(()));
     }
 }

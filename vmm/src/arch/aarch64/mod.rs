@@ -10,7 +10,7 @@ mod layout;
 mod setup;
 
 pub use fdt::FdtError;
-pub use gic::Gic;
+pub use gic::{Gic, TooManyVcpus};
 pub use kernel::{Kernel, KernelError, initrd_address, load_kernel};
 pub use layout::{
     DEVICE_BASE, LAST_WORDS, MAX_DEVICES, MAX_VCPUS, REGISTERS_IN_MEMORY, SERIAL_GSI, device_gsis,

@@ -15,7 +15,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, DeviceFd, Kvm, VcpuFd};
 
-use super::{FdtError, Gic, Kernel, affinity, fdt, layout};
+use super::{FdtError, Gic, Kernel, TooManyVcpus, affinity, fdt, layout};
 use crate::arch::Description;
 use crate::bus::Bus;
 use crate::kvm::{Vcpu, Vm};
@@ -41,15 +41,8 @@ pub enum ArchError {
         bits: u32,
     },
     /// More processors than the interrupt controller reaches.
-    #[error("the host's interrupt controller, a {gic:?}, reaches {most} processors, not {vcpus}")]
-    TooManyVcpus {
-        /// Which one it is.
-        gic: Gic,
-        /// The processors it reaches.
-        most: u8,
-        /// The processors asked for.
-        vcpus: u8,
-    },
+    #[error(transparent)]
+    TooManyVcpus(#[from] TooManyVcpus),
     /// KVM names processors otherwise than the device tree.
     #[error("vCPU {id} has the affinity {has:#x} and not {told:#x}, as the guest is told")]
     Affinity {
@@ -97,11 +90,12 @@ pub struct Interrupts {
     device: DeviceFd,
 }
 
-/// Creates the interrupt controller that the host has. Before any vCPU runs.
+/// Creates the interrupt controller that the host has, for `vcpus` of them. Before there is any: KVM makes no more
+/// than the controller reaches, without a word on why.
 ///
 /// # Errors
-/// When KVM has none.
-pub fn prepare_vm(vm: &Vm) -> Result<Interrupts, ArchError> {
+/// When KVM has none, or it does not reach as many.
+pub fn prepare_vm(vm: &Vm, vcpus: u8) -> Result<Interrupts, ArchError> {
     let create = |type_| {
         let mut device = kvm_create_device {
             type_,
@@ -118,6 +112,7 @@ pub fn prepare_vm(vm: &Vm) -> Result<Interrupts, ArchError> {
             (Gic::V2, device)
         }
     };
+    gic.admit(vcpus)?;
     Ok(Interrupts { gic, device })
 }
 
@@ -126,13 +121,9 @@ impl Interrupts {
     /// is bound.
     ///
     /// # Errors
-    /// When it does not reach as many, or KVM refuses.
+    /// When KVM refuses.
     pub fn start(&self, vcpus: u8) -> Result<(), ArchError> {
         let gic = self.gic;
-        let most = gic.max_vcpus();
-        if vcpus > most {
-            return Err(ArchError::TooManyVcpus { gic, most, vcpus });
-        }
         let [(distributor, _), (processors, _)] = gic.registers(vcpus);
         let places = match gic {
             Gic::V2 => [

@@ -100,11 +100,12 @@ impl Interrupts {
     }
 }
 
-/// Creates the interrupt controllers, and no timer: the guest has its local APICs'. Before any vCPU.
+/// Creates the interrupt controllers, for any number of vCPUs, and no timer: the guest has its local APICs'. Before
+/// there is a vCPU.
 ///
 /// # Errors
 /// When KVM refuses.
-pub fn prepare_vm(vm: &Vm) -> Result<Interrupts, ArchError> {
+pub fn prepare_vm(vm: &Vm, _vcpus: u8) -> Result<Interrupts, ArchError> {
     let kvm = |what| move |source| ArchError::Kvm { what, source };
     // Intel processors without unrestricted guests need these two, out of the guest's way.
     vm.fd()
