@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::disks::Disks;
 use crate::error::chain;
 use crate::fs_daemon::{self, FsDaemonError};
-use crate::log_lines::{self, LastLine};
+use crate::log_lines::{self, LastLine, cleaned};
 use crate::memory::{Memory, Sizes};
 use crate::network::{self, Cards, Network, NetworkError};
 use crate::ports::{Expected, Ports};
@@ -36,6 +36,9 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long the VMM's own reason for its end is waited for, when something else has noticed it.
 const REASON_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Most devices of which is logged what they have counted: no machine has more.
+const MOST_DEVICES: usize = 64;
 
 /// Why a sandbox did not come up.
 #[derive(Debug, thiserror::Error)]
@@ -338,7 +341,7 @@ fn last_line(path: &Path) -> Option<String> {
     let text = std::fs::read(path).ok()?;
     let text = String::from_utf8_lossy(&text);
     let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
-    Some(line.trim().to_owned())
+    Some(cleaned(line.trim()))
 }
 
 /// Hands the guest's connections to who waits for them, until the machine is over; tells why it is.
@@ -356,13 +359,22 @@ async fn serve(
             }
             // Counters come when they are asked for, and nobody here asks.
             Ok((Event::Started | Event::Counters(_), _)) => {}
-            Ok((Event::Exited { reason, counters }, _)) => {
+            // A VMM that was taken over says what it likes, here and in what is no message.
+            Ok((
+                Event::Exited {
+                    reason,
+                    mut counters,
+                },
+                _,
+            )) => {
+                let reason = cleaned(&reason.to_string());
+                counters.devices.truncate(MOST_DEVICES);
                 info!("the machine is over: {reason}; {counters:?}");
-                return reason.to_string();
+                return reason;
             }
             Err(e) => {
                 let ended = tokio::time::timeout(REASON_PATIENCE, vmm_ended).await;
-                return ended.unwrap_or_else(|_| chain(&e));
+                return ended.unwrap_or_else(|_| cleaned(&chain(&e)));
             }
         }
     }
@@ -433,5 +445,20 @@ mod tests {
             serve(events, &ports, ended).await,
             "hull-vmm ended: signal: 9"
         );
+    }
+
+    #[tokio::test]
+    async fn a_reason_is_one_line_that_can_be_shown() {
+        use vmm_control::{Counters, ExitReason};
+
+        let (said, events) = tokio::sync::mpsc::channel(1);
+        let exited = Event::Exited {
+            reason: ExitReason::Failed(format!("\x1b[2J\nroot logged in{}", "x".repeat(60_000))),
+            counters: Counters::default(),
+        };
+        said.send(Ok((exited, Vec::new()))).await.unwrap();
+        let reason = serve(events, &Ports::default(), std::future::pending()).await;
+        assert!(reason.starts_with("\u{fffd}[2J\u{fffd}root"), "{reason}");
+        assert!(reason.len() < 4096, "{}", reason.len());
     }
 }
