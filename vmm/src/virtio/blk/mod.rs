@@ -89,7 +89,7 @@ pub struct Blk {
     lanes: Vec<Lane>,
     /// Which lane is served first: the limit may leave nothing for those behind it.
     first: usize,
-    /// Rung by workers.
+    /// Rung by workers, and for a queue that nobody else would come back to.
     bell: OwnedFd,
     /// Of the bell and the limit's timer.
     epoll: OwnedFd,
@@ -275,6 +275,11 @@ impl Blk {
             }
         }
         self.first = (self.first + 1) % count;
+        // The wait may have ended since one of them was told to wait, and the limit, asked for another, has
+        // stopped the timer.
+        if !self.limit.is_waiting() && self.lanes.iter().any(|lane| lane.due) {
+            self.ring();
+        }
         Ok(())
     }
 
@@ -293,6 +298,11 @@ impl Blk {
             queues.listen(index)?;
         }
         queues.notify(index)
+    }
+
+    /// Has the loop come back after the others' turn; it fails only when it rings already, very often.
+    fn ring(&self) {
+        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
     }
 
     /// Quietens the bell; it fails only when that has not rung.

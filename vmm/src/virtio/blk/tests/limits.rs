@@ -6,12 +6,17 @@ use super::*;
 
 /// Fifty requests a second, of which one at once.
 fn limited_disk(queues: u16) -> Blk {
+    disk_of(queues, 50)
+}
+
+/// So many requests a second, of which one at once.
+fn disk_of(queues: u16, per_second: u64) -> Blk {
     let file = tempfile::tempfile().unwrap();
     file.set_len(8 * SECTOR).unwrap();
     let limit = RateLimit {
         bytes: None,
         operations: Some(TokenBucket {
-            per_second: 50.try_into().unwrap(),
+            per_second: per_second.try_into().unwrap(),
             burst: 1,
         }),
     };
@@ -61,5 +66,30 @@ fn a_disk_over_its_limit_rests_and_goes_on_by_itself() {
         assert!(ready(&blk, Duration::from_secs(10)));
         blk.serve_backend(&mut driver.queues()).unwrap();
         served += std::iter::from_fn(|| driver.used(0)).count();
+    }
+}
+
+/// The wait may end while others are served: then no timer is left to tell of the queue that waited. When it ends is the
+/// machine's to say, so waits of many lengths are tried.
+#[test]
+fn no_queue_is_left_waiting_for_a_timer_that_another_has_stopped() {
+    let identify = header(8, 0);
+    for nanoseconds in (1_000..100_000).step_by(200) {
+        let mut blk = disk_of(2, 1_000_000_000 / nanoseconds);
+        let mut driver = Driver::new(&[QUEUE_SIZE; 2]);
+        for _ in 0..4 {
+            // Answered at once: a worker that has done something would ring the bell.
+            for _ in 0..3 {
+                let buffers = [Buffer::Readable(&identify), Buffer::Writable(21)];
+                driver.add(0, &buffers);
+            }
+            blk.lanes[1].due = true;
+            blk.serve(0, &mut driver.queues()).unwrap();
+            while blk.lanes[0].due {
+                assert!(ready(&blk, Duration::from_secs(10)), "it is forgotten");
+                blk.serve_backend(&mut driver.queues()).unwrap();
+            }
+            while driver.used(0).is_some() {}
+        }
     }
 }
