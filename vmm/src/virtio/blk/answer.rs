@@ -27,6 +27,18 @@ pub(super) enum Next {
     Work(Operation, Vec<Segment>),
 }
 
+impl Next {
+    /// Bytes of zeroes that it writes, of which the chain has none: up to 32 GiB, where the file has no quicker way.
+    pub(super) fn zeroes(&self) -> u64 {
+        match self {
+            Self::Work(Operation::WriteZeroes(ranges), _) => {
+                ranges.iter().map(|range| range.length).sum()
+            }
+            _ => 0,
+        }
+    }
+}
+
 /// What requests are about.
 pub(super) struct File<'a> {
     pub(super) image: &'a Image,

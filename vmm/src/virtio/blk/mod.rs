@@ -232,9 +232,10 @@ impl Blk {
         let parts = Parts::take(index, ram, chain)?;
         let status_at = parts.status_at;
         let bytes = length(&parts.readable) + length(&parts.writable);
-        self.limit.spend(bytes.min(REQUEST_MAX));
         let image = self.image.clone().ok_or(broken("no disk"))?;
-        match self.file(&image).decide(ram, parts) {
+        let next = self.file(&image).decide(ram, parts);
+        self.limit.spend(bytes.min(REQUEST_MAX) + next.zeroes());
+        match next {
             Next::Answer(answer) => {
                 answer.give(index, queues, head, status_at, &mut self.traffic)?;
                 Ok(REQUEST_COST + u64::from(answer.data))
@@ -251,6 +252,7 @@ impl Blk {
                     image,
                     ram: ram.clone(),
                     segments,
+                    forgotten: Arc::default(),
                 });
                 Ok(REQUEST_COST)
             }

@@ -10,13 +10,14 @@
 //! Reads that the page cache can answer do not come here at all.
 //!
 //! Threat: a guest that resets its disk while the file hangs. What was not begun is dropped. What was
-//! begun still works on the guest's memory, so a reset waits for it a moment, and the disk does
-//! not go live again before it has ended. Memory is never freed under it: a job owns a reference.
+//! begun still works on the guest's memory, so a reset waits for it a moment, in which ranges are left as they
+//! are, and the disk does not go live again before it has ended. Memory is never freed under it: a job owns a reference.
 //! There are no more jobs than the queue has descriptors, as each has a head of its own.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -43,10 +44,8 @@ struct Shared {
 struct State {
     queued: VecDeque<Job>,
     done: Vec<Done>,
-    /// A job is being carried out.
-    busy: bool,
-    /// Nobody waits any more for the job that is being carried out.
-    forgotten: bool,
+    /// A job is being carried out; whether nobody waits for it any more, which it looks at itself, too.
+    begun: Option<Arc<AtomicBool>>,
     closed: bool,
 }
 
@@ -104,20 +103,24 @@ impl Worker {
         let mut state = self.shared.lock();
         state.queued.clear();
         state.done.clear();
-        state.forgotten = state.busy;
+        if let Some(forgotten) = &state.begun {
+            // Read by `Job::is_wanted`, and under this lock.
+            forgotten.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Waits for the job that is being carried out, if any, but not for longer than `deadline`.
     pub(super) fn settle(&self, deadline: Instant) {
         let patience = deadline.saturating_duration_since(Instant::now());
         let state = self.shared.lock();
-        let waited = (self.shared.ended).wait_timeout_while(state, patience, |state| state.busy);
+        let waited =
+            (self.shared.ended).wait_timeout_while(state, patience, |state| state.begun.is_some());
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Whether a job that was forgotten still works on the guest's memory.
     pub(super) fn hangs(&self) -> bool {
-        self.shared.lock().forgotten
+        self.shared.lock().begun.as_deref().is_some_and(is_set)
     }
 }
 
@@ -151,8 +154,7 @@ impl Shared {
 
     fn end(&self, done: Done) {
         let mut state = self.lock();
-        state.busy = false;
-        if !std::mem::take(&mut state.forgotten) {
+        if !state.begun.take().as_deref().is_some_and(is_set) {
             state.done.push(done);
             // It fails only when it rings already, very often.
             let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
@@ -166,9 +168,13 @@ impl State {
     /// Takes the next job, if there is one, which is being carried out from now on.
     fn begin(&mut self) -> Option<Job> {
         let job = self.queued.pop_front()?;
-        self.busy = true;
+        self.begun = Some(Arc::clone(&job.forgotten));
         Some(job)
     }
+}
+
+fn is_set(forgotten: &AtomicBool) -> bool {
+    forgotten.load(Ordering::Relaxed)
 }
 
 impl std::fmt::Debug for Shared {
@@ -198,6 +204,8 @@ mod tests {
         end: mpsc::Sender<()>,
         image: Arc<Image>,
         ram: Ram,
+        /// Of the jobs that are submitted from now on.
+        forgotten: Arc<AtomicBool>,
     }
 
     fn slow() -> Slow {
@@ -219,6 +227,7 @@ mod tests {
             end,
             image: Arc::new(Image::new(tempfile::tempfile().unwrap().into(), true).unwrap()),
             ram: memory::allocate(&[(GuestAddress(0), 0x1000)]).unwrap(),
+            forgotten: Arc::default(),
         }
     }
 
@@ -230,6 +239,7 @@ mod tests {
                 image: Arc::clone(&self.image),
                 ram: self.ram.clone(),
                 segments: Vec::new(),
+                forgotten: Arc::clone(&self.forgotten),
             });
         }
 
@@ -265,11 +275,13 @@ mod tests {
 
     #[test]
     fn a_job_that_was_forgotten_is_waited_for_but_not_for_ever_and_never_reported() {
-        let slow = slow();
+        let mut slow = slow();
         slow.submit(1);
         slow.submit(2);
         assert_eq!(slow.began.recv(), Ok(1));
         slow.worker.forget();
+        assert!(is_set(&slow.forgotten), "the job is told");
+        slow.forgotten = Arc::default();
         slow.worker
             .settle(Instant::now() + Duration::from_millis(20));
         assert!(slow.worker.hangs());

@@ -93,3 +93,31 @@ fn no_queue_is_left_waiting_for_a_timer_that_another_has_stopped() {
         }
     }
 }
+
+#[test]
+fn zeroes_that_are_asked_for_count_as_bytes() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(1 << 20).unwrap();
+    let limit = RateLimit {
+        bytes: Some(TokenBucket {
+            per_second: 1000.try_into().unwrap(),
+            burst: 4096,
+        }),
+        operations: None,
+    };
+    let image = Image::new(file.into(), false).unwrap();
+    let limit = RateLimiter::new(limit).unwrap();
+    let mut blk = Blk::new(image, "kelp", 1, limit, Filters::unjailed()).unwrap();
+    let mut driver = Driver::new(&[QUEUE_SIZE]);
+    // All 2048 sectors.
+    let range = [[0; 8], 2048_u64.to_le_bytes()].concat();
+    let buffers = [
+        Buffer::Readable(&header(13, 0)),
+        Buffer::Readable(&range),
+        Buffer::Writable(1),
+    ];
+    driver.add(0, &buffers);
+    flush(&mut driver, 0);
+    blk.serve(0, &mut driver.queues()).unwrap();
+    assert!(blk.limit.is_waiting());
+}
