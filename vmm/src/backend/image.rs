@@ -9,7 +9,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 
-use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use rustix::fs::{FallocateFlags, OFlags, fallocate, ioctl_blksszget};
 use rustix::io::Errno;
 use rustix::ioctl;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
@@ -34,7 +34,8 @@ pub struct Image {
     file: File,
     len: u64,
     read_only: bool,
-    block_device: bool,
+    /// Bytes of the sectors in which a block device works; of a file there are none.
+    device_sector: Option<u32>,
 }
 
 /// Why a file is no disk.
@@ -71,15 +72,18 @@ impl Image {
         }
         // A block device's size is where its end is; stat(2) says 0.
         let len = file.seek(SeekFrom::End(0))?;
+        let device_sector = (kind.is_block_device())
+            .then(|| ioctl_blksszget(&file).map_err(io::Error::from))
+            .transpose()?;
         Ok(Self {
             file,
             len,
             read_only,
-            block_device: kind.is_block_device(),
+            device_sector,
         })
     }
 
-    /// Takes a block device. It asks the kernel for nothing but the size, which only a block device
+    /// Takes a block device. It asks the kernel for nothing but two sizes, which only a block device
     /// has an answer to; one that is open for reading alone fails every write.
     ///
     /// # Errors
@@ -90,11 +94,12 @@ impl Image {
             Errno::NOTTY | Errno::INVAL => ImageError::NoBlockDevice,
             errno => ImageError::Look(errno.into()),
         })?;
+        let device_sector = Some(ioctl_blksszget(&file).map_err(io::Error::from)?);
         Ok(Self {
             file,
             len,
             read_only,
-            block_device: true,
+            device_sector,
         })
     }
 
@@ -108,6 +113,21 @@ impl Image {
     #[must_use]
     pub fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Bytes of its sectors, where they are not just any: a block device discards and zeroes whole ones alone.
+    #[must_use]
+    pub fn device_sector(&self) -> Option<u32> {
+        self.device_sector
+    }
+
+    /// The same image as one of a block device with sectors of so many bytes.
+    #[cfg(test)]
+    pub(crate) fn of_sectors(self, bytes: u32) -> Self {
+        Self {
+            device_sector: Some(bytes),
+            ..self
+        }
     }
 
     /// Whether there are none.
@@ -159,20 +179,21 @@ impl Image {
     }
 
     /// Gives the space of a range back to whoever has it; what is read there afterwards is the
-    /// file's to say. A file that cannot keeps it, since it is only a hint.
+    /// file's to say. A file that cannot keeps it, since it is only a hint; so does a block device whose sectors
+    /// it cuts.
     ///
     /// # Errors
     /// When the file fails.
     pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        let done = if self.block_device {
+        let done = if self.device_sector.is_some() {
             blk_discard(&self.file, offset, len)
         } else {
             self.punch(offset, len)
         };
-        if matches!(done, Err(Errno::OPNOTSUPP)) {
-            return Ok(());
+        match done {
+            Err(errno) if is_impossible(errno) => Ok(()),
+            done => Ok(done?),
         }
-        Ok(done?)
     }
 
     /// Makes a range read as zeroes, and gives its space back if it is to be `unmap`ped and that can
@@ -197,7 +218,7 @@ impl Image {
             );
         }
         match done {
-            Err(Errno::OPNOTSUPP) => self.write_each_zero(offset, len),
+            Err(errno) if is_impossible(errno) => self.write_each_zero(offset, len),
             done => Ok(done?),
         }
     }
@@ -286,6 +307,11 @@ unsafe extern "C" fn preadv_nowait(
 ) -> isize {
     // SAFETY: as for preadv(2), whose arguments they are.
     unsafe { libc::preadv2(fd, pieces, count, offset, libc::RWF_NOWAIT) }
+}
+
+/// Whether there is no such way, or none for this range as it cuts a sector of a block device.
+fn is_impossible(errno: Errno) -> bool {
+    matches!(errno, Errno::OPNOTSUPP | Errno::INVAL)
 }
 
 fn blk_discard(file: &File, offset: u64, len: u64) -> rustix::io::Result<()> {

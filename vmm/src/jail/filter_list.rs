@@ -13,7 +13,7 @@
 //! `build.rs` compiles this module too: it turns the lists into filters.
 
 /// What a condition may name: numbers that the kernel fixed, the same on both architectures.
-const NAMED: [(&str, u32); 23] = [
+const NAMED: [(&str, u32); 24] = [
     ("0", 0),
     // linux/kvm.h
     ("KVM_RUN", 0xae80),
@@ -35,6 +35,7 @@ const NAMED: [(&str, u32); 23] = [
     ("VHOST_NET_SET_BACKEND", 0x4008_af30),
     // linux/fs.h
     ("BLKDISCARD", 0x1277),
+    ("BLKSSZGET", 0x1268),
     ("BLKGETSIZE64", 0x8008_1272),
     // asm-generic/mman-common.h
     ("PROT_EXEC", 4),

@@ -177,3 +177,10 @@ fn a_disk_that_is_to_be_written_needs_a_descriptor_that_may() {
     ));
     assert!(Image::new(open(), true).is_ok());
 }
+
+#[test]
+fn what_a_device_cannot_do_with_a_range_is_told_from_its_failures() {
+    // A block device of 4096-byte sectors says the first of a range of 512.
+    assert!(is_impossible(Errno::INVAL) && is_impossible(Errno::OPNOTSUPP));
+    assert!(!is_impossible(Errno::IO) && !is_impossible(Errno::NOSPC));
+}

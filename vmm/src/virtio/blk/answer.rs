@@ -4,6 +4,7 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BL
 use vm_memory::{Bytes, GuestAddress};
 
 use super::REQUEST_MAX;
+use super::config::SECTOR_LEN;
 use super::job::Operation;
 use super::parts::{Parts, copy_from, copy_to};
 use super::request::{Disk, ID_LEN, Refusal, Request, SECTOR, Segment, length, split_front};
@@ -158,4 +159,10 @@ impl File<'_> {
 /// Whole sectors of an image.
 pub(super) fn capacity(image: &Image) -> u64 {
     image.len() / SECTOR * SECTOR
+}
+
+/// Bytes of what the driver should read, write, discard and zero whole: a block device's sector, which may be larger
+/// than virtio's.
+pub(super) fn block_size(image: &Image) -> u32 {
+    image.device_sector().unwrap_or(SECTOR_LEN)
 }

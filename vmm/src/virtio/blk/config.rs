@@ -6,6 +6,10 @@ use crate::virtio::device::copy_config;
 /// Bytes of `struct virtio_blk_config` up to the fields of secure erase, which is not offered.
 const LEN: usize = 60;
 
+/// Bytes of a sector.
+pub(super) const SECTOR_LEN: u32 = 512;
+const _: () = assert!(SECTOR_LEN as u64 == SECTOR, "it is a sector's");
+
 /// What the driver is told of a disk; fixed while it has a driver.
 #[derive(Debug)]
 pub(super) struct Config([u8; LEN]);
@@ -36,15 +40,20 @@ impl Config {
         put(34, &limits.queues.to_le_bytes());
         put(36, &limits.range_max.to_le_bytes());
         put(40, &limits.ranges_max.to_le_bytes());
-        // `discard_sector_alignment`: any sector will do.
-        put(44, &1_u32.to_le_bytes());
         put(48, &limits.range_max.to_le_bytes());
         put(52, &limits.ranges_max.to_le_bytes());
         // `write_zeroes_may_unmap`.
         put(56, &[1]);
         let mut config = Self(config);
         config.set_capacity(limits.capacity);
+        config.set_block_size(SECTOR_LEN);
         config
+    }
+
+    /// Changes the bytes of a block: `blk_size`, and in sectors `discard_sector_alignment`.
+    pub(super) fn set_block_size(&mut self, bytes: u32) {
+        self.0[20..24].copy_from_slice(&bytes.to_le_bytes());
+        self.0[44..48].copy_from_slice(&(bytes / SECTOR_LEN).to_le_bytes());
     }
 
     /// Changes how many bytes there are, in whole sectors.
@@ -64,7 +73,7 @@ mod tests {
 
     #[test]
     fn each_field_is_where_the_specification_has_it_and_nothing_follows() {
-        let config = Config::new(Limits {
+        let mut config = Config::new(Limits {
             capacity: 8 * SECTOR,
             size_max: 0x1111,
             seg_max: 0x2222,
@@ -79,12 +88,17 @@ mod tests {
             [word(0), word(4), word(8), word(12)],
             [8, 0, 0x1111, 0x2222]
         );
+        assert_eq!(word(20), 512);
         assert_eq!(bytes[34..36], [3, 0]);
         assert_eq!([word(36), word(40), word(44)], [0x4444, 0x5555, 1]);
         assert_eq!(
             [word(48), word(52), word(56), word(60)],
             [0x4444, 0x5555, 1, 0]
         );
+        config.set_block_size(4096);
+        config.read(0, &mut bytes);
+        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        assert_eq!([word(20), word(44)], [4096, 8]);
         for offset in [59, 60, 61, usize::MAX] {
             config.read(offset, &mut bytes);
         }

@@ -4,7 +4,8 @@
 //! driver, only its registers (`DeviceID` 0, §4.2.3.1.1): the guest looks again when it is told to.
 //!
 //! The file is raw bytes. Its format is never guessed (GHSA-jmr4-g2hv-mjj6), and whether it may be
-//! written is decided here, not by the guest or the descriptor.
+//! written is decided here, not by the guest or the descriptor. A block device's sectors are the disk's
+//! (`blk_size`), or a file system on it would be another one on the host.
 //!
 //! ```text
 //!  chain ──▶ request ──▶ answered at once: what the page cache has, the serial number, refusals
@@ -36,11 +37,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
-use self::answer::{Answer, File, Next, capacity};
+use self::answer::{Answer, File, Next, block_size, capacity};
 use self::config::{Config, Limits};
 use self::job::{Done, Job, Operation};
 use self::lane::Lane;
@@ -190,6 +191,7 @@ impl Blk {
             *to = from;
         }
         self.config.set_capacity(capacity(&image));
+        self.config.set_block_size(block_size(&image));
         self.image = Some(Arc::new(image));
     }
 
@@ -349,6 +351,7 @@ impl Device for Blk {
         let always = 1 << VIRTIO_BLK_F_FLUSH
             | 1 << VIRTIO_BLK_F_SIZE_MAX
             | 1 << VIRTIO_BLK_F_SEG_MAX
+            | 1 << VIRTIO_BLK_F_BLK_SIZE
             | 1 << VIRTIO_BLK_F_MQ;
         if self
             .image

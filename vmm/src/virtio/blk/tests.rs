@@ -260,6 +260,24 @@ fn the_configuration_space_tells_capacity_and_bounds() {
     assert_eq!(config[12..16], SEG_MAX.to_le_bytes());
 }
 
+/// §5.2.5: "If the VIRTIO_BLK_F_BLK_SIZE feature is negotiated, blk_size can be read to determine the optimal sector
+/// size for the driver to use."
+#[test]
+fn a_disk_has_the_sectors_of_the_hosts_block_device() {
+    for (sector, alignment) in [(512, 1), (4096, 8)] {
+        let file = tempfile::tempfile().unwrap();
+        let image = Image::new(file.into(), false).unwrap();
+        let blk = blk_of(image.of_sectors(sector));
+        assert!(blk.features() & 1 << VIRTIO_BLK_F_BLK_SIZE != 0);
+        let word = |at| {
+            let mut word = [0; 4];
+            blk.read_config(at, &mut word);
+            u32::from_le_bytes(word)
+        };
+        assert_eq!([word(20), word(44)], [sector, alignment]);
+    }
+}
+
 #[test]
 fn only_a_disk_that_may_not_be_written_says_so_and_has_nothing_to_discard() {
     for read_only in [false, true] {
