@@ -71,7 +71,7 @@ pub enum OciCommand {
     Delete(DeleteArgs),
     /// Run a further process in a container
     Exec(ExecArgs),
-    /// List a container's processes by their pids in the guest
+    /// List a container's processes by their pids on the host
     Ps(PsArgs),
     /// List the containers of the root
     List(ListArgs),

@@ -80,7 +80,8 @@ fn table(rows: &[Vec<String>]) -> String {
     rows.iter().map(line).collect()
 }
 
-/// `ps`: pids, as the guest has them but for the first process's.
+/// `ps`: pids on the host. The first process's is that of who follows it, as `state` tells it; the others' are their
+/// stand-ins' (docs/shim.md, "Processes").
 pub(super) async fn ps(root: &Path, args: &PsArgs) -> Result<String, OciError> {
     let folder = Folder::open(root, &args.id)?;
     let record = folder.record()?;
