@@ -15,6 +15,7 @@ use crate::bundle;
 use crate::cleanup::{self, CleanupError};
 use crate::config::Config;
 use crate::container::LOST;
+use crate::error::chain;
 use crate::grouping;
 use crate::hooks::{Hooks, Subject};
 use crate::rootfs;
@@ -103,12 +104,21 @@ fn join_cgroup(group: &str) -> anyhow::Result<()> {
 /// # Errors
 /// When something is left; the text is for containerd's log.
 pub async fn delete(flags: &Flags) -> anyhow::Result<()> {
-    let config = Config::load()?;
+    let (state, wrong) = Config::state_to_clean_up();
+    if let Some(error) = wrong {
+        // containerd logs it as a warning.
+        eprintln!(
+            "clean up after {} in {}: {}",
+            flags.id,
+            state.display(),
+            chain(&error)
+        );
+    }
     let bundle = match flags.bundle.as_str() {
         "" => std::env::current_dir().context("find the bundle")?,
         bundle => PathBuf::from(bundle),
     };
-    let own = StateDir::at(&config.state, &flags.namespace, &flags.id)?;
+    let own = StateDir::at(&state, &flags.namespace, &flags.id)?;
     let state = own.sandbox();
     let socket = std::fs::read_to_string(bundle.join(ADDRESS_FILE)).ok();
     let socket = socket.or_else(|| state.address());

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use toml::de::DeTable;
 
 /// Where it is, unless `HULL_CONFIG` says otherwise.
 pub const PATH: &str = "/etc/hull/config.toml";
@@ -160,11 +161,14 @@ impl Config {
     /// When there is a file and it is wrong.
     pub fn load() -> Result<Self, ConfigError> {
         let path = path();
-        match std::fs::read_to_string(&path) {
-            Ok(text) => Self::parse(&text, &path),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(source) => Err(ConfigError::Read { path, source }),
-        }
+        Self::parse(&read(&path)?, &path)
+    }
+
+    /// Where sandboxes keep their state, for what ends and cleans up: a mistake in the file is no reason to leave a
+    /// machine running. What is wrong comes with it, and is to be told.
+    #[must_use]
+    pub fn state_to_clean_up() -> (PathBuf, Option<ConfigError>) {
+        state_to_clean_up(&path())
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
@@ -215,6 +219,38 @@ impl Config {
     }
 }
 
+/// The file's text; empty where there is none.
+fn read(path: &Path) -> Result<String, ConfigError> {
+    match std::fs::read_to_string(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        read => read.map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn state_to_clean_up(path: &Path) -> (PathBuf, Option<ConfigError>) {
+    let text = match read(path) {
+        Ok(text) => text,
+        Err(error) => return (Config::default().state, Some(error)),
+    };
+    match Config::parse(&text, path) {
+        Ok(config) => (config.state, None),
+        Err(error) => (
+            state_alone(&text).unwrap_or(Config::default().state),
+            Some(error),
+        ),
+    }
+}
+
+/// The value of `state`, as far as it can be read, whatever is wrong with the other keys and lines.
+fn state_alone(text: &str) -> Option<PathBuf> {
+    let (table, _) = DeTable::parse_recoverable(text);
+    let state = Path::new(table.get_ref().get("state")?.get_ref().as_str()?);
+    state.is_absolute().then(|| state.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -261,5 +297,41 @@ mod tests {
             let error = parse(text).unwrap_err();
             assert!(error.contains(reason) && !error.contains('\n'), "{error}");
         }
+    }
+
+    #[test]
+    fn a_mistake_elsewhere_does_not_hide_the_state_from_who_cleans_up() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (text, state, wrong) in [
+            ("", "/run/hull", false),
+            ("state = \"/tide\"\nvcpus = 2", "/tide", false),
+            ("state = \"/tide\"\nvcpus = 0", "/tide", true),
+            ("kernal = \"/k\"\nstate = \"/tide\"", "/tide", true),
+            ("vcpus = two\nstate = \"/tide\"", "/tide", true),
+            ("state = \"/tide\"\n[jail", "/tide", true),
+            ("state = \"/tide", "/tide", true),
+            ("state = 7", "/run/hull", true),
+            ("vcpus = 0\nstate = \"tide\"", "/run/hull", true),
+            ("vcpus = 0\n[jail]\nstate = \"/tide\"", "/run/hull", true),
+        ] {
+            std::fs::write(file.path(), text).unwrap();
+            let (found, error) = state_to_clean_up(file.path());
+            assert_eq!(
+                (found.as_path(), error.is_some()),
+                (Path::new(state), wrong),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_leaves_the_default_to_who_cleans_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, error) = state_to_clean_up(folder.path());
+        assert_eq!(state, Config::default().state);
+        assert!(matches!(error, Some(ConfigError::Read { .. })), "{error:?}");
+        let (state, error) = state_to_clean_up(&folder.path().join("none"));
+        assert_eq!(state, Config::default().state);
+        assert!(error.is_none(), "{error:?}");
     }
 }

@@ -291,12 +291,15 @@ pub(super) async fn discard(folder: &Folder) -> Result<(), OciError> {
 }
 
 async fn end(task: &Task, folder: &Folder) -> Result<(), OciError> {
-    let config = Config::load().map_err(|e| OciError::Refused(chain(&e)))?;
+    let (state, wrong) = Config::state_to_clean_up();
+    if let Some(error) = wrong {
+        report::warning(&chain(&error));
+    }
     if task.state().await? != STOPPED && task.kill("", SIGKILL, true).await.is_ok() {
         task.wait("").await?;
     }
     let deleted = task.delete("").await;
-    task.shut_down(&config.state, &folder.namespace).await;
+    task.shut_down(&state, &folder.namespace).await;
     deleted
 }
 

@@ -20,7 +20,7 @@ pub(super) fn now() -> String {
 
 /// Tells of an error. A log that cannot be written is no reason not to tell the user.
 pub(super) fn error(log: Option<&Path>, format: LogFormat, text: &str) {
-    let entry = entry(format, &now(), text);
+    let entry = entry(format, "error", &now(), text);
     let Some(log) = log else {
         eprintln!("{entry}");
         return;
@@ -36,10 +36,16 @@ pub(super) fn error(log: Option<&Path>, format: LogFormat, text: &str) {
     }
 }
 
-fn entry(format: LogFormat, time: &str, text: &str) -> String {
+/// Tells of what does not stop a command: on standard error alone, as what `--log` names is read for the reason of a
+/// failure.
+pub(super) fn warning(text: &str) {
+    eprintln!("{}", entry(LogFormat::Text, "warning", &now(), text));
+}
+
+fn entry(format: LogFormat, level: &str, time: &str, text: &str) -> String {
     match format {
-        LogFormat::Json => json!({ "level": "error", "msg": text, "time": time }).to_string(),
-        LogFormat::Text => format!("time={time:?} level=error msg={}", json!(text)),
+        LogFormat::Json => json!({ "level": level, "msg": text, "time": time }).to_string(),
+        LogFormat::Text => format!("time={time:?} level={level} msg={}", json!(text)),
     }
 }
 
@@ -50,13 +56,13 @@ mod tests {
     #[test]
     fn an_entry_is_one_line_whatever_the_error_says() {
         let text = "no \"tide\"\nat all";
-        let json = entry(LogFormat::Json, "2026-01-02T03:04:05Z", text);
+        let json = entry(LogFormat::Json, "error", "2026-01-02T03:04:05Z", text);
         let read: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(
             (&read["level"], &read["msg"]),
             (&json!("error"), &json!(text))
         );
-        let line = entry(LogFormat::Text, "2026-01-02T03:04:05Z", text);
+        let line = entry(LogFormat::Text, "error", "2026-01-02T03:04:05Z", text);
         let expected = r#"time="2026-01-02T03:04:05Z" level=error msg="no \"tide\"\nat all""#;
         assert_eq!(line, expected);
     }
