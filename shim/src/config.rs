@@ -1,5 +1,6 @@
 //! `/etc/hull/config.toml`: where things are and how large a machine is.
 
+use std::fmt;
 use std::io;
 use std::num::NonZero;
 use std::ops::Range;
@@ -8,11 +9,16 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::de::DeTable;
 
+use crate::log_lines::cleaned;
+
 /// Where it is, unless `HULL_CONFIG` says otherwise.
 pub const PATH: &str = "/etc/hull/config.toml";
 
 /// As many as the guest's kernel is made for.
 const MAX_VCPUS: u8 = 64;
+
+/// The least that a machine boots with.
+const MIN_MEMORY_MIB: u32 = 128;
 
 /// More would leave a machine without interrupts for its other devices.
 const MAX_SPARE_DISKS: u8 = 4;
@@ -136,11 +142,13 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// It is not what this module describes.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {}{reason}", path.display(), begun(place.as_ref()))]
     Invalid {
         /// Which file.
         path: PathBuf,
-        /// The key and what is wrong with it, on one line.
+        /// Where in it, if that is known.
+        place: Option<Place>,
+        /// What is wrong, on one line.
         reason: String,
     },
 }
@@ -172,51 +180,94 @@ impl Config {
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let invalid = |reason: String| ConfigError::Invalid {
+        let invalid = |place, reason: String| ConfigError::Invalid {
             path: path.to_owned(),
+            place,
             reason,
         };
-        let config: Self =
-            toml::from_str(text).map_err(|e| invalid(e.message().replace('\n', " ")))?;
-        if let Some(vcpus) = config
-            .vcpus
-            .filter(|vcpus| !(1..=MAX_VCPUS).contains(vcpus))
-        {
-            return Err(invalid(format!("vcpus is {vcpus}, not 1 to {MAX_VCPUS}")));
-        }
-        if config.memory_mib < 128 {
-            return Err(invalid(format!(
-                "memory_mib is {}, less than 128",
-                config.memory_mib
-            )));
-        }
-        if let Some(most) = config
-            .memory_max_mib
-            .filter(|&most| most < config.memory_mib)
-        {
-            return Err(invalid(format!(
-                "memory_max_mib is {most}, less than memory_mib, {}",
-                config.memory_mib
-            )));
-        }
-        if config.spare_disks > MAX_SPARE_DISKS {
-            return Err(invalid(format!(
-                "spare_disks is {}, more than {MAX_SPARE_DISKS}",
-                config.spare_disks
-            )));
-        }
-        let users = config.jail.users();
-        // The last two numbers mean "no user" to the kernel.
-        if users.start == 0 || users.is_empty() || users.end > u32::MAX - 1 {
-            return Err(invalid(format!(
-                "jail.first_uid and jail.uids are {} and {}, which are not users 1 to {}",
-                config.jail.first_uid,
-                config.jail.uids,
-                u32::MAX - 2
-            )));
-        }
+        let config: Self = toml::from_str(text).map_err(|e| {
+            let place = e.span().map(|span| Place::at(text, span.start));
+            invalid(place, e.message().replace('\n', " "))
+        })?;
+        config
+            .check()
+            .map_err(|(key, reason)| invalid(Place::of(text, key), reason))?;
         Ok(config)
     }
+
+    /// Checks what types do not; returns the first key, or table, that is wrong, and why.
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let vcpus = 1..=MAX_VCPUS;
+        if let Some(wrong) = self.vcpus.filter(|it| !vcpus.contains(it)) {
+            let reason = format!("vcpus is {wrong}, not 1 to {MAX_VCPUS}");
+            return Err(("vcpus", reason));
+        }
+        let memory = self.memory_mib;
+        if memory < MIN_MEMORY_MIB {
+            let reason = format!("memory_mib is {memory}, less than {MIN_MEMORY_MIB}");
+            return Err(("memory_mib", reason));
+        }
+        if let Some(most) = self.memory_max_mib.filter(|&most| most < memory) {
+            let reason = format!("memory_max_mib is {most}, less than memory_mib, {memory}");
+            return Err(("memory_max_mib", reason));
+        }
+        let disks = self.spare_disks;
+        if disks > MAX_SPARE_DISKS {
+            let reason = format!("spare_disks is {disks}, more than {MAX_SPARE_DISKS}");
+            return Err(("spare_disks", reason));
+        }
+        let users = self.jail.users();
+        // The last two numbers mean "no user" to the kernel.
+        if users.start == 0 || users.is_empty() || users.end > u32::MAX - 1 {
+            let reason = format!(
+                "jail.first_uid and jail.uids are {} and {}, which are not users 1 to {}",
+                self.jail.first_uid,
+                self.jail.uids,
+                u32::MAX - 2
+            );
+            return Err(("jail", reason));
+        }
+        Ok(())
+    }
+}
+
+/// A line of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Its number, from 1.
+    line: usize,
+    /// What it says.
+    text: String,
+}
+
+impl Place {
+    /// The line of a byte.
+    fn at(text: &str, byte: usize) -> Self {
+        let before = text.get(..byte).unwrap_or(text);
+        let line = before.matches('\n').count();
+        Self {
+            line: line + 1,
+            text: cleaned(text.lines().nth(line).unwrap_or_default().trim()),
+        }
+    }
+
+    /// The line of a top-level key, or of the first one of a table; none where the file does not have it.
+    fn of(text: &str, key: &str) -> Option<Self> {
+        let (table, _) = DeTable::parse_recoverable(text);
+        let (key, _) = table.get_ref().get_key_value(key)?;
+        Some(Self::at(text, key.span().start))
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}, `{}`: ", self.line, self.text)
+    }
+}
+
+/// A place to begin a sentence with, if there is one.
+fn begun(place: Option<&Place>) -> String {
+    place.map(Place::to_string).unwrap_or_default()
 }
 
 /// The file's text; empty where there is none.
@@ -278,24 +329,70 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
-        for (text, reason) in [
-            ("kernal = \"/k\"", "kernal"),
-            ("host_pid = \"host\"", "`refuse` or `machine`"),
-            ("vcpus = 0", "vcpus is 0"),
-            ("vcpus = 65", "vcpus is 65"),
-            ("memory_mib = 64", "memory_mib is 64"),
-            ("memory_max_mib = 511", "memory_max_mib is 511"),
-            ("spare_disks = 5", "spare_disks is 5"),
-            ("vcpus = \"two\"", "config.toml"),
-            ("vhost_net = \"on\"", "config.toml"),
-            ("jail.first_uid = 0", "jail.first_uid"),
-            ("jail.uids = 0", "jail.uids"),
-            ("jail.first_uid = 4294967290", "not users 1 to"),
-            ("jail.off = true", "off"),
+    fn what_is_wrong_is_named_with_its_line() {
+        for (text, place, reason) in [
+            (
+                "kernal = \"/k\"",
+                "line 1, `kernal = \"/k\"`",
+                "unknown field `kernal`",
+            ),
+            (
+                "\n# a\nhost_pid = \"host\"",
+                "line 3, `host_pid =",
+                "`refuse` or `machine`",
+            ),
+            ("vcpus = 0", "line 1, `vcpus = 0`", "vcpus is 0"),
+            ("vcpus = 65", "line 1, `vcpus", "vcpus is 65"),
+            ("vcpus = 300", "line 1, `vcpus = 300`", "300"),
+            ("memory_mib = 64", "line 1, `memory_mib", "memory_mib is 64"),
+            (
+                "vcpus = 1\r\nmemory_max_mib = 511\r\n",
+                "line 2, `memory_max_mib = 511`",
+                "memory_max_mib is 511",
+            ),
+            (
+                "spare_disks = 5",
+                "line 1, `spare_disks",
+                "spare_disks is 5",
+            ),
+            (
+                "vcpus = 1\nvcpus = 2",
+                "line 2, `vcpus = 2`",
+                "duplicate key",
+            ),
+            (
+                "\n\tvcpus = \"two\" # 2",
+                "line 2, `vcpus = \"two\" # 2`",
+                "invalid type",
+            ),
+            ("vcpus = two", "line 1, `vcpus = two`", ""),
+            ("vcpus =\nmemory_mib = 256", "line 1, `vcpus =`", ""),
+            (
+                "vhost_net = \"on\"",
+                "line 1, `vhost_net = \"on\"`",
+                "expected a boolean",
+            ),
+            (
+                "jail.first_uid = 0",
+                "line 1, `jail.first_uid = 0`",
+                "jail.first_uid",
+            ),
+            ("\n[jail]\nuids = 0", "line 2, `[jail]`", "jail.uids"),
+            (
+                "jail.first_uid = 4294967290",
+                "line 1, `jail",
+                "not users 1 to",
+            ),
+            (
+                "[jail]\n\noff = true",
+                "line 3, `off = true`",
+                "unknown field `off`",
+            ),
         ] {
             let error = parse(text).unwrap_err();
-            assert!(error.contains(reason) && !error.contains('\n'), "{error}");
+            assert!(error.starts_with("config.toml: "), "{error}");
+            assert!(error.contains(place) && error.contains(reason), "{error}");
+            assert!(!error.contains('\n'), "{error}");
         }
     }
 
