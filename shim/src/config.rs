@@ -197,6 +197,18 @@ impl Config {
 
     /// Checks what types do not; returns the first key, or table, that is wrong, and why.
     fn check(&self) -> Result<(), (&'static str, String)> {
+        let paths = [
+            ("kernel", &self.kernel),
+            ("image", &self.image),
+            ("vmm", &self.vmm),
+            ("virtiofsd", &self.virtiofsd),
+            ("pasta", &self.pasta),
+            ("state", &self.state),
+        ];
+        if let Some((key, path)) = paths.into_iter().find(|(_, path)| !path.is_absolute()) {
+            let reason = format!("{key} is {path:?}, which is no absolute path: start it with /");
+            return Err((key, reason));
+        }
         let vcpus = 1..=MAX_VCPUS;
         if let Some(wrong) = self.vcpus.filter(|it| !vcpus.contains(it)) {
             let reason = format!("vcpus is {wrong}, not 1 to {MAX_VCPUS}");
@@ -393,6 +405,20 @@ mod tests {
             assert!(error.starts_with("config.toml: "), "{error}");
             assert!(error.contains(place) && error.contains(reason), "{error}");
             assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn paths_are_absolute() {
+        for key in ["kernel", "image", "vmm", "virtiofsd", "pasta", "state"] {
+            assert!(parse(&format!("{key} = \"/tide\"")).is_ok(), "{key}");
+            for wrong in ["tide", "./tide", "~/tide", ""] {
+                let error = parse(&format!("vcpus = 1\n{key} = \"{wrong}\"")).unwrap_err();
+                let expected = format!(
+                    "line 2, `{key} = \"{wrong}\"`: {key} is \"{wrong}\", which is no absolute path"
+                );
+                assert!(error.contains(&expected), "{error}");
+            }
         }
     }
 
