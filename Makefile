@@ -71,7 +71,7 @@ install: build ## Everything a host needs, under DESTDIR
 	install -D -m 755 -t $(DESTDIR)/usr/lib/hull $(BIN)/hull-vmm
 	kernel=$$(guest-kernel-config/build --arch $(ARCH)) && install -D -m 644 "$$kernel" $(DESTDIR)/usr/lib/hull/vmlinux
 	image=$$(agent/image/build --arch $(ARCH)) && install -D -m 644 "$$image" $(DESTDIR)/usr/lib/hull/guest.erofs
-	install -D -m 644 dist/config.toml $(DESTDIR)/etc/hull/config.toml
+	test -e $(DESTDIR)/etc/hull/config.toml || install -D -m 644 dist/config.toml $(DESTDIR)/etc/hull/config.toml
 	install -d $(DESTDIR)/usr/share/man/man1
 	cargo run --quiet --locked -p hull-shim --example man -- $(DESTDIR)/usr/share/man/man1
 

@@ -37,6 +37,11 @@ pub enum Command {
 
 const FILES: &str = "\
 Files:
-  /etc/hull/config.toml  the configuration; every key is optional
+  /etc/hull/config.toml  the configuration: every key with its default
   /usr/lib/hull          hull-vmm, the guest's kernel and image
-  /run/hull              what runs now";
+  /usr/share/doc/hull    documentation, where Hull is a package
+  /run/hull              what runs now
+
+Environment:
+  HULL_CONFIG            another configuration; containers have it from
+                         containerd's environment";

@@ -457,4 +457,48 @@ mod tests {
         assert_eq!(state, Config::default().state);
         assert!(error.is_none(), "{error:?}");
     }
+
+    /// What is installed as `/etc/hull/config.toml`.
+    const INSTALLED: &str = include_str!("../../dist/config.toml");
+
+    #[test]
+    fn the_installed_file_changes_nothing() {
+        assert_eq!(parse(INSTALLED), Ok(Config::default()));
+    }
+
+    #[test]
+    fn the_installed_file_shows_the_defaults() {
+        let shown = INSTALLED.lines().filter_map(|line| line.strip_prefix('#'));
+        let shown: Vec<_> = shown.filter(|line| !line.starts_with(' ')).collect();
+        assert_eq!(parse(&shown.join("\n")), Ok(Config::default()));
+    }
+
+    #[test]
+    fn the_installed_file_and_its_page_show_every_key() {
+        const PAGE: &str = include_str!("../../docs/shim.md");
+        // serde lists them where it does not know one.
+        let keys = |text: &str| {
+            let error = parse(text).unwrap_err();
+            let (_, known) = error.split_once("expected one of ").unwrap();
+            let known: Vec<_> = known
+                .split('`')
+                .skip(1)
+                .step_by(2)
+                .map(str::to_owned)
+                .collect();
+            known
+        };
+        let mut all = keys("unknown = 1");
+        all.retain(|key| key != "jail");
+        all.extend(
+            keys("jail.unknown = 1")
+                .iter()
+                .map(|key| format!("jail.{key}")),
+        );
+        assert_eq!(all.len(), 16, "{all:?}");
+        for key in all {
+            assert!(INSTALLED.contains(&format!("{key} = ")), "{key}");
+            assert!(PAGE.contains(&format!("`{key}`")), "{key}");
+        }
+    }
 }
