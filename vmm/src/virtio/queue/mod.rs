@@ -2,6 +2,7 @@
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod used;
 
 use std::ops::Range;
 
@@ -55,6 +56,8 @@ pub struct Queues<'a> {
     rings: &'a mut [Queue],
     kicks: &'a [EventFd],
     interrupt: &'a Interrupt,
+    /// Whether the driver waits for one of the chains that were pushed together.
+    due: bool,
 }
 
 impl<'a> Queues<'a> {
@@ -70,6 +73,7 @@ impl<'a> Queues<'a> {
             rings,
             kicks,
             interrupt,
+            due: false,
         }
     }
 
@@ -152,6 +156,27 @@ impl<'a> Queues<'a> {
         }
     }
 
+    /// Gives several chains back, each with the number of bytes written into it. The driver sees none of
+    /// them before it sees all: `used.idx` is stored once.
+    ///
+    /// # Errors
+    /// When either ring is broken.
+    pub fn push_all(
+        &mut self,
+        index: usize,
+        used: impl IntoIterator<Item = (u16, u32)>,
+    ) -> Result<(), QueueError> {
+        match self.rings.get_mut(index) {
+            Some(ring) => {
+                let waited_for = used::add_all(ring, self.ram, used)
+                    .map_err(|source| QueueError::Ring { index, source })?;
+                self.due |= waited_for;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Raises the interrupt if the driver wants to hear of the chains pushed since the last time.
     ///
     /// # Errors
@@ -163,7 +188,8 @@ impl<'a> Queues<'a> {
         let wanted = ring
             .needs_notification(self.ram)
             .map_err(|source| QueueError::Ring { index, source })?;
-        if wanted {
+        // Whichever queue they were of: the device has one interrupt.
+        if std::mem::take(&mut self.due) || wanted {
             self.interrupt.raise();
         }
         Ok(())

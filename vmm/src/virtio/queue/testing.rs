@@ -251,7 +251,7 @@ impl Driver {
     /// The next chain the device gave back.
     pub fn used(&mut self, queue: usize) -> Option<Used> {
         let lane = &mut self.lanes[queue];
-        let [_, available, ring] = lane.rings;
+        let [_, _, ring] = lane.rings;
         let idx: u16 = self.ram.read_obj(GuestAddress(ring + 2)).unwrap();
         if idx == lane.used_idx {
             return None;
@@ -260,12 +260,11 @@ impl Driver {
         let head: u32 = self.ram.read_obj(GuestAddress(slot)).unwrap();
         let mut left: u32 = self.ram.read_obj(GuestAddress(slot + 4)).unwrap();
         lane.used_idx = lane.used_idx.wrapping_add(1);
+        let next = lane.used_idx;
         // The next buffer used shall raise the interrupt.
-        let used_event = available + 4 + 2 * u64::from(lane.size);
-        self.ram
-            .write_obj(lane.used_idx, GuestAddress(used_event))
-            .unwrap();
+        self.wait_for(queue, next);
 
+        let lane = &mut self.lanes[queue];
         let head = u16::try_from(head).unwrap();
         let mut written = Vec::new();
         for (desc, writable, len) in std::mem::take(&mut lane.chains[usize::from(head)]) {
@@ -279,6 +278,14 @@ impl Driver {
         }
         assert_eq!(left, 0, "the device wrote more than the chain holds");
         Some(Used { head, written })
+    }
+
+    /// Asks to be interrupted once the used ring's entry `index` is there (`used_event`).
+    pub fn wait_for(&self, queue: usize, index: u16) {
+        let lane = &self.lanes[queue];
+        let [_, available, _] = lane.rings;
+        let used_event = available + 4 + 2 * u64::from(lane.size);
+        self.ram.write_obj(index, GuestAddress(used_event)).unwrap();
     }
 
     /// Whether the device asked to be told of the chain added last (`avail_event`).

@@ -116,12 +116,14 @@ impl<T: Tap> Pair<T> {
         let frame = self.inbox.buffer.get_mut(..len).unwrap_or_default();
         fill(frame, &mut buffers);
         let mut left = len;
-        for (head, size, _) in buffers {
-            let written = size.min(left);
+        let used = buffers.iter().map(|(head, size, _)| {
+            let written = left.min(*size);
             left -= written;
             let written = u32::try_from(written).expect("a frame has at most 64 KiB");
-            queues.push(RX, head, written)?;
-        }
+            (*head, written)
+        });
+        // A driver that finds the first of them expects the others (§5.1.6.4.1).
+        queues.push_all(RX, used)?;
         Ok(true)
     }
 }

@@ -1,6 +1,10 @@
 //! Frames from the host.
 
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 
@@ -27,6 +31,48 @@ fn a_large_frame_is_spread_over_merged_buffers() {
     assert_eq!(frame[NUM_BUFFERS], [40, 0]);
     assert!(frame[VNET_HEADER_LEN..] == data);
     assert_eq!(&guest.frame().unwrap()[VNET_HEADER_LEN..], b"small");
+}
+
+/// virtio 1.3 §5.1.6.4.1: "The device MUST use all buffers used by a single receive packet together, such that
+/// at least num_buffers are observed by driver as used."
+#[test]
+fn a_driver_that_looks_at_any_time_sees_all_buffers_of_a_frame_or_none() {
+    const BUFFERS: u16 = 32;
+    let mut guest = Guest::new(1 << VIRTIO_NET_F_MRG_RXBUF);
+    let ram = guest.driver.ram.clone();
+    let [_, _, used] = guest.driver.rings(RX);
+    let over = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&over);
+    let looking = std::thread::spawn(move || {
+        let mut seen = BTreeSet::new();
+        while !told.load(Ordering::Relaxed) {
+            let index: u16 = ram.load(GuestAddress(used + 2), Ordering::Acquire).unwrap();
+            seen.insert(index % BUFFERS);
+        }
+        seen
+    });
+    // More of them than the index has values, which are a multiple of a frame's.
+    let data = pattern(usize::from(BUFFERS) * 20 - VNET_HEADER_LEN);
+    for _ in 0..3000 {
+        guest.post(BUFFERS.into(), 20);
+        guest.arrive(&data);
+        assert!(guest.frame().unwrap()[VNET_HEADER_LEN..] == data);
+    }
+    over.store(true, Ordering::Relaxed);
+    assert_eq!(looking.join().unwrap(), BTreeSet::from([0]));
+}
+
+#[test]
+fn a_driver_that_waits_for_any_buffer_of_a_frame_is_interrupted() {
+    for event in 0..4 {
+        let mut guest = Guest::new(1 << VIRTIO_NET_F_MRG_RXBUF);
+        guest.post(4, 20);
+        guest.driver.wait_for(RX, event);
+        guest.arrive(&pattern(20 + 20 + 8));
+        guest.settle();
+        // It is spread over three.
+        assert_eq!(guest.driver.interrupted(), event < 3, "{event}");
+    }
 }
 
 #[test]
