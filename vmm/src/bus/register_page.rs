@@ -35,6 +35,9 @@ pub struct RegisterPage {
 }
 
 impl RegisterPage {
+    /// Where the configuration space begins (virtio 1.3 §4.2.2).
+    pub const CONFIG: u64 = 0x100;
+
     /// The one at `start`, if all of it lies in `pages`, which nobody has written yet.
     #[must_use]
     pub fn new(pages: Ram, start: u64) -> Option<Self> {
@@ -58,6 +61,18 @@ impl RegisterPage {
             let address = self.start.unchecked_add(offset);
             (self.pages.store(word.to_le(), address, Ordering::SeqCst))
                 .expect("`new` has seen that it is there");
+        }
+    }
+
+    /// Has the driver read the configuration space as `read` fills it in from its start; what it leaves is
+    /// zero.
+    pub fn show_config(&mut self, read: impl FnOnce(&mut [u8])) {
+        // As long as any device's.
+        let mut config = [0; 0x100];
+        read(&mut config);
+        let (words, _) = config.as_chunks();
+        for (offset, word) in (Self::CONFIG..).step_by(4).zip(words) {
+            self.show(offset, u32::from_le_bytes(*word));
         }
     }
 

@@ -230,6 +230,8 @@ impl<S: Backing> Device for Mem<S> {
             let what = "no room for an answer";
             (writer(index, ram, &chain)?.write_all(&answer))
                 .map_err(|_| QueueError::Chain { index, what })?;
+            // The driver may look at `plugged_size` as soon as it finds the answer.
+            queues.show_config(|config| self.read_config(0, config));
             queues.push(index, chain.head_index(), RESPONSE_LEN)?;
         }
         queues.listen(index)?;

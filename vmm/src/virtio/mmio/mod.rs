@@ -166,13 +166,7 @@ impl<D: Device> Mmio<D> {
     /// The same of the configuration space, which is all that queues change.
     fn show_config(&mut self) {
         if let Some(page) = &mut self.page {
-            // As long as any device's.
-            let mut config = [0; 0x100];
-            self.device.read_config(0, &mut config);
-            let (words, _) = config.as_chunks();
-            for (offset, word) in (CONFIG..).step_by(4).zip(words) {
-                page.show(offset, u32::from_le_bytes(*word));
-            }
+            page.show_config(|config| self.device.read_config(0, config));
         }
     }
 
@@ -269,7 +263,8 @@ impl<D: Device> Mmio<D> {
         &mut self,
         work: impl FnOnce(&mut D, &mut Queues<'_>) -> Result<(), DeviceError>,
     ) {
-        let mut queues = Queues::new(&self.ram, &mut self.rings, &self.kicks, &self.interrupt);
+        let mut queues = Queues::new(&self.ram, &mut self.rings, &self.kicks, &self.interrupt)
+            .with_page(self.page.as_mut());
         match work(&mut self.device, &mut queues) {
             Ok(()) => self.show_config(),
             Err(error) => self.fail(&error),

@@ -3,6 +3,7 @@
 use virtio_queue::QueueT;
 
 use super::Mmio;
+use crate::bus::RegisterPage;
 use crate::virtio::device::Device;
 
 pub(super) const MAGIC_VALUE: u64 = 0x000;
@@ -34,7 +35,7 @@ pub(super) const SHM_LEN_HIGH: u64 = 0x0b4;
 pub(super) const SHM_BASE_LOW: u64 = 0x0b8;
 pub(super) const SHM_BASE_HIGH: u64 = 0x0bc;
 pub(super) const CONFIG_GENERATION: u64 = 0x0fc;
-pub(super) const CONFIG: u64 = 0x100;
+pub(super) const CONFIG: u64 = RegisterPage::CONFIG;
 
 /// Those of them that read as something.
 pub(super) const READABLE: [u64; 14] = [

@@ -2,6 +2,8 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -9,8 +11,10 @@ use super::registers::*;
 use super::*;
 use crate::memory;
 use crate::virtio::device::DeviceId;
+use crate::virtio::mem::{Backing, Mem};
 use crate::virtio::queue::QueueError;
-use vm_memory::GuestAddress;
+use crate::virtio::queue::testing::{Buffer, Driver};
+use vm_memory::{Bytes, GuestAddress};
 
 /// A device that counts what it is told.
 struct Probe {
@@ -102,13 +106,13 @@ fn assert_shown(mmio: &mut Mmio<Probe>) {
     }
 }
 
-fn get(mmio: &mut Mmio<Probe>, offset: u64) -> u32 {
+fn get<D: Device>(mmio: &mut Mmio<D>, offset: u64) -> u32 {
     let mut data = [0; 4];
     mmio.read(offset, &mut data);
     u32::from_le_bytes(data)
 }
 
-fn set(mmio: &mut Mmio<Probe>, offset: u64, value: u32) {
+fn set<D: Device>(mmio: &mut Mmio<D>, offset: u64, value: u32) {
     mmio.write(offset, &value.to_le_bytes());
 }
 
@@ -361,6 +365,77 @@ fn what_the_hosts_side_changes_is_shown_at_once() {
     mmio.device.config = 9;
     mmio.config_changed();
     assert_shown(&mut mmio);
+}
+
+/// Linux takes `plugged_size` for what it was told, and warns of another.
+#[test]
+fn the_configuration_that_a_request_changes_is_shown_before_its_answer() {
+    struct Mapped;
+    impl Backing for Mapped {
+        fn map(&mut self, _: GuestAddress, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    const PAGE: u64 = 0xd000_0000;
+    const START: u64 = 0x1000_0000;
+    const BLOCK: u32 = 2 << 20;
+    const BLOCKS: u16 = 128;
+    let plugged_size = GuestAddress(PAGE + CONFIG + 40);
+
+    for _ in 0..20 {
+        let mut driver = Driver::new(&[64]);
+        let shown = memory::beside(&driver.ram, GuestAddress(PAGE), 0x1000).unwrap();
+        let mut device = Mem::new(Mapped, GuestAddress(START), 256 << 20);
+        device.request(256).unwrap();
+        let mut mmio = Mmio::new(device, driver.ram.clone()).unwrap();
+        mmio.show_in(RegisterPage::new(shown.clone(), PAGE).unwrap());
+        let rings = driver.rings(0);
+        let [descriptors, available, used] = rings.map(|ring| u32::try_from(ring).unwrap());
+        for (register, value) in [
+            (STATUS, 1),
+            (STATUS, 3),
+            (DRIVER_FEATURES_SEL, 1),
+            (DRIVER_FEATURES, 1),
+            (STATUS, 11),
+            (QUEUE_SIZE, 64),
+            (QUEUE_DESC_LOW, descriptors),
+            (QUEUE_DRIVER_LOW, available),
+            (QUEUE_DEVICE_LOW, used),
+            (QUEUE_READY, 1),
+            (STATUS, 15),
+        ] {
+            set(&mut mmio, register, value);
+        }
+
+        let ram = driver.ram.clone();
+        let used_idx = GuestAddress(rings[2] + 2);
+        let (tell, looks) = mpsc::channel();
+        let looking = std::thread::spawn(move || {
+            tell.send(()).unwrap();
+            loop {
+                let index: u16 = ram.load(used_idx, Ordering::Acquire).unwrap();
+                let plugged: u32 = shown.load(plugged_size, Ordering::SeqCst).unwrap();
+                if plugged < u32::from(index) * BLOCK || index == BLOCKS {
+                    return (index, plugged);
+                }
+            }
+        });
+        looks.recv().unwrap();
+        for number in 0..BLOCKS {
+            let block = START + u64::from(number) * u64::from(BLOCK);
+            let mut request = [0; 24];
+            request[8..16].copy_from_slice(&block.to_le_bytes());
+            request[16] = 1;
+            driver.add(0, &[Buffer::Readable(&request), Buffer::Writable(10)]);
+            // As many as the queue has room for.
+            if driver.free(0) == 0 {
+                mmio.kicked(0);
+                while driver.used(0).is_some() {}
+            }
+        }
+        let seen = looking.join().unwrap();
+        assert_eq!(seen, (BLOCKS, u32::from(BLOCKS) * BLOCK));
+    }
 }
 
 /// virtio 1.3 §2.7.10: with EVENT_IDX, and with indirect descriptors, as Linux has both.

@@ -9,6 +9,7 @@ use std::ops::Range;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::bus::RegisterPage;
 use crate::memory::Ram;
 use crate::rate_limit::RateLimiter;
 use crate::virtio::interrupt::Interrupt;
@@ -56,6 +57,8 @@ pub struct Queues<'a> {
     rings: &'a mut [Queue],
     kicks: &'a [EventFd],
     interrupt: &'a Interrupt,
+    /// Where the driver reads the configuration space, if it does not ask the transport.
+    page: Option<&'a mut RegisterPage>,
     /// Whether the driver waits for one of the chains that were pushed together.
     due: bool,
 }
@@ -73,8 +76,15 @@ impl<'a> Queues<'a> {
             rings,
             kicks,
             interrupt,
+            page: None,
             due: false,
         }
+    }
+
+    /// The same, for a driver that reads the configuration space in `page`, if there is one.
+    #[must_use]
+    pub fn with_page(self, page: Option<&'a mut RegisterPage>) -> Self {
+        Self { page, ..self }
     }
 
     /// The guest's memory.
@@ -111,6 +121,14 @@ impl<'a> Queues<'a> {
     #[must_use]
     pub fn interrupt(&self) -> &'a Interrupt {
         self.interrupt
+    }
+
+    /// Has the driver read the configuration space as `read` fills it in: for a device that changes it by
+    /// what a chain asks for, before that chain is given back. The transport does so later.
+    pub fn show_config(&mut self, read: impl FnOnce(&mut [u8])) {
+        if let Some(page) = &mut self.page {
+            page.show_config(read);
+        }
     }
 
     /// Takes the next available chain of queue `index`, or `None` when there is none.
