@@ -219,6 +219,8 @@ impl<D: Device> Mmio<D> {
     }
 
     fn activate(&mut self) {
+        // An interrupt may come before this is over, and its handler reads `InterruptStatus`.
+        self.show_all();
         let event_idx = self.driver_features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
         for ring in &mut self.rings {
             ring.set_event_idx(event_idx);

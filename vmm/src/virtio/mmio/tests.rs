@@ -16,6 +16,9 @@ use crate::virtio::queue::QueueError;
 use crate::virtio::queue::testing::{Buffer, Driver};
 use vm_memory::{Bytes, GuestAddress};
 
+/// Where drivers read.
+const PAGE: u64 = 0xd000_0000;
+
 /// A device that counts what it is told.
 struct Probe {
     id: DeviceId,
@@ -27,6 +30,9 @@ struct Probe {
     halts: usize,
     broken: bool,
     backend: Option<UnixStream>,
+    /// Where its driver reads, and what that finds in `InterruptStatus` during the activation.
+    shown: Option<Ram>,
+    status_seen: Option<u32>,
 }
 
 impl Default for Probe {
@@ -40,6 +46,8 @@ impl Default for Probe {
             halts: 0,
             broken: false,
             backend: None,
+            shown: None,
+            status_seen: None,
         }
     }
 }
@@ -62,6 +70,9 @@ impl Device for Probe {
     }
     fn activate(&mut self, _: u64, _: &mut Queues<'_>) -> Result<(), DeviceError> {
         self.activations += 1;
+        let at = GuestAddress(PAGE + INTERRUPT_STATUS);
+        let shown = self.shown.as_ref().unwrap();
+        self.status_seen = Some(shown.load(at, Ordering::SeqCst).unwrap());
         Ok(())
     }
     fn reset(&mut self) {
@@ -88,10 +99,13 @@ impl Device for Probe {
 
 /// One whose driver can read it both ways.
 fn device() -> Mmio<Probe> {
-    const PAGE: u64 = 0xd000_0000;
     let ram = memory::allocate(&[(GuestAddress(0), 1 << 20)]).unwrap();
     let shown = memory::beside(&ram, GuestAddress(PAGE), 0x1000).unwrap();
-    let mut mmio = Mmio::new(Probe::default(), ram).unwrap();
+    let probe = Probe {
+        shown: Some(shown.clone()),
+        ..Probe::default()
+    };
+    let mut mmio = Mmio::new(probe, ram).unwrap();
     mmio.show_in(RegisterPage::new(shown, PAGE).unwrap());
     mmio
 }
@@ -367,6 +381,14 @@ fn what_the_hosts_side_changes_is_shown_at_once() {
     assert_shown(&mut mmio);
 }
 
+#[test]
+fn an_interrupt_during_activation_finds_that_a_buffer_may_be_used() {
+    let mut mmio = at(11);
+    assert_eq!(mmio.device.status_seen, None);
+    advance(&mut mmio, 15);
+    assert_eq!(mmio.device.status_seen, Some(USED_BUFFER));
+}
+
 /// Linux takes `plugged_size` for what it was told, and warns of another.
 #[test]
 fn the_configuration_that_a_request_changes_is_shown_before_its_answer() {
@@ -376,7 +398,6 @@ fn the_configuration_that_a_request_changes_is_shown_before_its_answer() {
             Ok(())
         }
     }
-    const PAGE: u64 = 0xd000_0000;
     const START: u64 = 0x1000_0000;
     const BLOCK: u32 = 2 << 20;
     const BLOCKS: u16 = 128;
