@@ -108,10 +108,16 @@ impl<D: Device> Mmio<D> {
                     ring.set_size(size);
                 }
             }
-            // A 0 is ignored: only a reset stops a queue (§4.2.2.2 has drivers write one before that).
             QUEUE_READY if value == 1 => {
                 if let Some(ring) = self.configurable() {
                     ring.set_ready(true);
+                }
+            }
+            // A driver may give a queue up again, and reads that it has (§4.2.2.2). Once the device is live
+            // a 0 is ignored: only a reset stops a queue then.
+            QUEUE_READY if value == 0 && self.status.configures_queues() => {
+                if let Some(ring) = self.rings.get_mut(self.queue_select as usize) {
+                    ring.set_ready(false);
                 }
             }
             // A write the ioeventfd did not take: of another width, or by a slow path.

@@ -232,6 +232,25 @@ fn cve_2026_5747_a_live_queue_keeps_its_size_and_addresses() {
     }
 }
 
+/// virtio 1.3 §4.2.2.2: "To stop using the queue the driver MUST write zero (0x0) to this QueueReady and MUST
+/// read the value back".
+#[test]
+fn a_queue_can_be_given_up_and_set_up_anew_before_the_device_is_live() {
+    let mut mmio = at(11);
+    for address in [0x1000, 0x8000] {
+        set(&mut mmio, QUEUE_DESC_LOW, address);
+        set(&mut mmio, QUEUE_READY, 1);
+        assert_eq!(get(&mut mmio, QUEUE_READY), 1);
+        assert_eq!(mmio.rings[0].desc_table(), u64::from(address));
+        set(&mut mmio, QUEUE_READY, 0);
+        assert_eq!(get(&mut mmio, QUEUE_READY), 0);
+        assert_shown(&mut mmio);
+    }
+    // One that is not there.
+    set(&mut mmio, QUEUE_SEL, 2);
+    set(&mut mmio, QUEUE_READY, 0);
+}
+
 #[test]
 fn features_can_be_chosen_only_while_they_are_negotiated() {
     for state in STATES {
