@@ -41,6 +41,7 @@ use self::pair::Pair;
 pub use self::vhost::VhostNet;
 use crate::backend::tap::Tap;
 use crate::jail::Filters;
+use crate::report;
 use crate::virtio::device::{Device, DeviceError, DeviceId, Traffic};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::Queues;
@@ -147,10 +148,16 @@ impl<T: Tap> Device for Net<T> {
 
     fn activate(&mut self, features: u64, queues: &mut Queues<'_>) -> Result<(), DeviceError> {
         self.features = features;
-        // Of the whole tap, whichever queue of it is told.
-        if let Some(tap) = self.first.tap() {
-            (tap.set_offloads(header::offloads(features)))
-                .map_err(|e| DeviceError::Backend(format!("set a tap's offloads: {e}")))?;
+        // Of the whole tap, whichever queue of it is told. One that cannot be told is gone: that is a cable
+        // that was pulled, and another may come.
+        if let Some(tap) = self.first.tap()
+            && let Err(error) = tap.set_offloads(header::offloads(features))
+        {
+            warn_of_tap(&error);
+            self.first.unplug();
+            if let Some(multi) = &self.multi {
+                multi.unplug();
+            }
         }
         if let Some(multi) = &mut self.multi {
             multi.activate(features, queues);
@@ -205,6 +212,13 @@ impl<T: Tap> Device for Net<T> {
             multi.rest();
         }
     }
+}
+
+/// Says that a card goes on without the tap that it had.
+fn warn_of_tap(error: &io::Error) {
+    report::warn(format_args!(
+        "a network card lets go of its tap: set its offloads: {error}"
+    ));
 }
 
 #[cfg(test)]

@@ -132,6 +132,13 @@ impl<T: Tap> MultiQueue<T> {
             .try_for_each(|((number, pair), tap)| pair.plug(tap, number < self.used))
     }
 
+    /// Takes the tap's further queues away.
+    pub(super) fn unplug(&self) {
+        for pair in &self.further {
+            pair.unplug();
+        }
+    }
+
     /// The driver notified queue `index`, which is none of the first pair's.
     pub(super) fn serve(
         &mut self,

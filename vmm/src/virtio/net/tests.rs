@@ -32,7 +32,7 @@ const PLAIN: [u8; VNET_HEADER_LEN] = [0; VNET_HEADER_LEN];
 pub(super) struct Host {
     pub(super) offloads: Vec<Offloads>,
     detached: bool,
-    deleted: bool,
+    pub(super) deleted: bool,
 }
 
 #[derive(Debug)]
@@ -54,7 +54,11 @@ impl Tap for FakeTap {
     }
 
     fn set_offloads(&mut self, offloads: Offloads) -> io::Result<()> {
-        self.host.lock().unwrap().offloads.push(offloads);
+        let mut host = self.host.lock().unwrap();
+        if host.deleted {
+            return Err(io::Error::from_raw_os_error(libc::EBADFD));
+        }
+        host.offloads.push(offloads);
         Ok(())
     }
 
@@ -282,6 +286,25 @@ fn a_card_takes_another_tap_while_it_runs() {
     assert_eq!(guest.sent().unwrap(), b"out");
     // The new tap learnt what the driver had agreed to.
     assert!(guest.host.lock().unwrap().offloads[0].tso4);
+}
+
+#[test]
+fn a_tap_that_was_deleted_before_the_driver_came_does_not_keep_the_card_from_the_next() {
+    let mut guest = Guest::new(0);
+    guest.net.reset();
+    guest.host.lock().unwrap().deleted = true;
+    guest.net.activate(0, &mut guest.driver.queues()).unwrap();
+    guest.send(&[Buffer::Readable(&PLAIN), Buffer::Readable(b"lost")]);
+    assert!(guest.sent().is_none() && guest.driver.used(TX).is_some());
+
+    let (tap, wire, host) = fake_tap();
+    guest.net.plug(vec![tap]).unwrap();
+    (guest.wire, guest.host) = (wire, host);
+    guest.post(2, 1526);
+    guest.arrive(b"in");
+    assert_eq!(&guest.frame().unwrap()[VNET_HEADER_LEN..], b"in");
+    guest.send(&[Buffer::Readable(&PLAIN), Buffer::Readable(b"out")]);
+    assert_eq!(guest.sent().unwrap(), b"out");
 }
 
 #[test]

@@ -186,6 +186,13 @@ impl<T: Tap> ThreadedPair<T> {
         Ok(())
     }
 
+    /// Takes its queue of the tap away, used or not.
+    pub(super) fn unplug(&self) {
+        let mut state = self.lock();
+        state.pair.unplug();
+        state.parked = None;
+    }
+
     /// The driver notified queue `index` of the pair. What is notified and is none of the pair's may
     /// be the event loop's: it is called.
     pub(super) fn serve(&self, index: usize) {

@@ -20,7 +20,7 @@ use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::config::Config;
-use super::{NetError, PlugError, QUEUE_SIZES, header};
+use super::{NetError, PlugError, QUEUE_SIZES, header, warn_of_tap};
 use crate::backend::tap::Tap;
 use crate::backend::vhost_net::{Vhost, VhostError};
 use crate::report;
@@ -95,12 +95,16 @@ impl<T: Tap, V: Vhost> Device for VhostNet<T, V> {
         let failed = |error: VhostError| DeviceError::Backend(report::chain(&error));
         self.features = features;
         (self.vhost.start(features & KERNELS, &vrings(queues))).map_err(failed)?;
-        if let Some(tap) = &mut self.tap {
-            (tap.set_offloads(header::offloads(features)))
-                .map_err(|e| DeviceError::Backend(format!("set a tap's offloads: {e}")))?;
-            self.vhost.connect(tap.as_fd()).map_err(failed)?;
+        let Some(mut tap) = self.tap.take() else {
+            return Ok(());
+        };
+        // One that cannot be told is gone: that is a cable that was pulled, and another may come.
+        if let Err(error) = tap.set_offloads(header::offloads(features)) {
+            warn_of_tap(&error);
+            return Ok(());
         }
-        Ok(())
+        let tap = self.tap.insert(tap);
+        self.vhost.connect(tap.as_fd()).map_err(failed)
     }
 
     fn reset(&mut self) {
@@ -263,6 +267,24 @@ mod tests {
         let told = |host: &super::super::tests::Host| host.offloads.clone();
         assert_eq!(told(&host.lock().unwrap()), [Offloads::default(), tso4]);
         assert_eq!(told(&anothers.lock().unwrap()), [tso4]);
+    }
+
+    #[test]
+    fn a_tap_that_was_deleted_does_not_keep_the_card_from_the_next() {
+        let mut card = card(LINUX);
+        let (tap, _wire, host) = fake_tap();
+        card.plug(vec![tap]).unwrap();
+        host.lock().unwrap().deleted = true;
+        card.vhost.told.clear();
+        let mut driver = Driver::new(&QUEUE_SIZES);
+        card.activate(1 << 32, &mut driver.queues()).unwrap();
+        let (next, number, _wire) = numbered_tap();
+        card.plug(vec![next]).unwrap();
+        let expected = [
+            Told::Start(1 << 32, vec![(0, 256), (1, 256)]),
+            Told::Connect(number),
+        ];
+        assert_eq!(card.vhost.told, expected);
     }
 
     #[test]

@@ -341,6 +341,23 @@ fn a_tap_that_is_gone_is_no_reason_to_break_the_card() {
 }
 
 #[test]
+fn a_driver_that_comes_when_the_tap_is_gone_has_its_pairs_and_the_next_tap() {
+    let mut card = Several::new(MQ);
+    card.net.reset();
+    for host in &card.hosts {
+        host.lock().unwrap().deleted = true;
+    }
+    card.net.activate(MQ, &mut card.driver.queues()).unwrap();
+    card.use_pairs(2);
+    let (taps, wires, hosts) = two_queues();
+    card.net.plug(taps).unwrap();
+    (card.wires, card.hosts) = (wires, hosts);
+    card.send(TX2, b"out");
+    card.serve(TX2);
+    assert_eq!(card.sent(1).unwrap(), b"out");
+}
+
+#[test]
 fn a_card_without_a_tap_agrees_to_any_number_of_pairs() {
     let mut card = Several::new(MQ);
     card.net = Net::new(MAC, None, 2, Limits::default()).unwrap();
