@@ -157,7 +157,8 @@ pub trait Device: Send {
         false
     }
 
-    /// The device is not live any more: it failed, its driver gave up, or it is reset, which follows. Once
-    /// this returns none of its threads touches the driver's memory.
+    /// The device is not live any more: it failed, its driver gave up, or it is reset. Once this returns
+    /// nobody touches the driver's memory for it: none of its threads, no daemon, not the host's kernel. It
+    /// is called with every write to the status of a device that is not live.
     fn halt(&mut self) {}
 }

@@ -74,8 +74,8 @@ const TURN_BYTES: u64 = 4 * 1024 * 1024;
 /// What any request costs of a turn besides the bytes that are read at once.
 const REQUEST_COST: u64 = 4 * 1024;
 
-/// How long a reset waits for requests that are being carried out. A vCPU waits meanwhile, and
-/// perhaps the loop.
+/// How long a reset, or whatever else ends a driver's use of the disk, waits for requests that are being
+/// carried out. A vCPU waits meanwhile, and perhaps the loop.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A disk.
@@ -408,6 +408,20 @@ impl Device for Blk {
 
     fn traffic(&self) -> Traffic {
         self.traffic
+    }
+
+    fn halt(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        // What was waited for in vain before is not waited for again: a driver can have this called with
+        // each of its writes. The disk does not go live before that has ended.
+        let hung: Vec<_> = (self.lanes.iter())
+            .map(|lane| lane.worker.hangs())
+            .collect();
+        self.forget();
+        for (lane, _) in self.lanes.iter().zip(hung).filter(|(_, hung)| !hung) {
+            lane.worker.settle(deadline);
+        }
+        self.hush();
     }
 }
 

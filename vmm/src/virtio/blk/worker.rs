@@ -10,8 +10,9 @@
 //! Reads that the page cache can answer do not come here at all.
 //!
 //! Threat: a guest that resets its disk while the file hangs. What was not begun is dropped. What was
-//! begun still works on the guest's memory, so a reset waits for it a moment, in which ranges are left as they
-//! are, and the disk does not go live again before it has ended. Memory is never freed under it: a job owns a reference.
+//! begun still works on the guest's memory, so whatever ends its driver's use of the disk waits for it a
+//! moment, in which ranges are left as they are, and the disk does not go live again before it has ended. Memory is
+//! never freed under it: a job owns a reference.
 //! There are no more jobs than the queue has descriptors, as each has a head of its own.
 
 use std::collections::VecDeque;

@@ -112,8 +112,7 @@ impl Device for Fs {
     }
 
     fn reset(&mut self) {
-        // When it fails the daemon is lost: the next activation says so to the driver.
-        let _ = self.daemon.stop();
+        self.halt();
     }
 
     fn serve(&mut self, _: usize, _: &mut Queues<'_>) -> Result<(), DeviceError> {
@@ -137,6 +136,11 @@ impl Device for Fs {
 
     fn external_queues(&self) -> bool {
         true
+    }
+
+    fn halt(&mut self) {
+        // When it fails the daemon is lost: the next activation says so to the driver.
+        let _ = self.daemon.stop();
     }
 }
 
@@ -216,6 +220,24 @@ mod tests {
         fs.reset();
         assert_eq!(running.daemon().stopped, [true, true]);
         assert_eq!(running.daemon().resets, 1);
+    }
+
+    /// The driver has given up, and not reset it.
+    #[test]
+    fn a_daemon_touches_no_queue_of_a_device_that_is_halted() {
+        let (running, mut fs) = fs();
+        let mut driver = Driver::new(&QUEUE_SIZES);
+        fs.activate(VERSION_1, &mut driver.queues()).unwrap();
+        fs.halt();
+        assert_eq!(running.daemon().stopped, [true, true]);
+        driver.add(1, &[Buffer::Readable(b"FUSE"), Buffer::Writable(16)]);
+        driver.kick(1);
+        // The reset that follows finds nothing to stop, and the device works again.
+        fs.reset();
+        assert_eq!(running.daemon().resets, 1);
+        assert!(driver.used(1).is_none());
+        fs.activate(VERSION_1, &mut driver.queues()).unwrap();
+        assert!(driver.used(1).is_some());
     }
 
     /// A driver resets its device before it uses it.

@@ -108,14 +108,8 @@ impl<T: Tap, V: Vhost> Device for VhostNet<T, V> {
     }
 
     fn reset(&mut self) {
+        self.halt();
         self.features = 0;
-        if let Err(error) = self.vhost.stop() {
-            // The next activation tries again, and fails if that does.
-            report::warn(format_args!(
-                "reset a network card: {}",
-                report::chain(&error)
-            ));
-        }
     }
 
     fn serve(&mut self, _: usize, _: &mut Queues<'_>) -> Result<(), DeviceError> {
@@ -124,6 +118,16 @@ impl<T: Tap, V: Vhost> Device for VhostNet<T, V> {
 
     fn external_queues(&self) -> bool {
         true
+    }
+
+    fn halt(&mut self) {
+        if let Err(error) = self.vhost.stop() {
+            // The next activation tries again, and fails if that does.
+            report::warn(format_args!(
+                "halt a network card: {}",
+                report::chain(&error)
+            ));
+        }
     }
 }
 
@@ -236,6 +240,16 @@ mod tests {
             Told::Connect(second_number),
         ];
         assert_eq!(card.vhost.told, expected);
+    }
+
+    #[test]
+    fn the_kernel_has_no_ring_of_a_card_that_is_halted() {
+        let mut card = card(LINUX);
+        let mut driver = Driver::new(&QUEUE_SIZES);
+        card.activate(1 << 32, &mut driver.queues()).unwrap();
+        card.vhost.told.clear();
+        card.halt();
+        assert_eq!(card.vhost.told, [Told::Stop]);
     }
 
     #[test]

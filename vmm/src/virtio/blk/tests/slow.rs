@@ -110,6 +110,43 @@ fn a_reset_forgets_requests_and_a_disk_that_hangs_does_not_go_live_again_until_i
     assert!(driver.used(0).is_none());
 }
 
+/// The driver has given up, and not reset it.
+#[test]
+fn a_disk_that_is_halted_does_nothing_more_for_its_driver_and_waits_once() {
+    let (mut blk, answer, began) = slow_disk_that_tells(2);
+    let mut driver = Driver::new(&[QUEUE_SIZE; 2]);
+    flush(&mut driver, 0);
+    flush(&mut driver, 0);
+    blk.serve(0, &mut driver.queues()).unwrap();
+    began.recv().unwrap();
+    let halts = Instant::now();
+    blk.halt();
+    assert!(halts.elapsed() >= PATIENCE);
+    assert_eq!(in_flight(&blk), 0);
+    let again = Instant::now();
+    for _ in 0..10 {
+        blk.halt();
+    }
+    assert!(again.elapsed() < PATIENCE);
+    assert!(blk.lanes[0].worker.hangs());
+
+    // The second was not begun, and never is.
+    answer.send(()).unwrap();
+    blk.lanes[0]
+        .worker
+        .settle(Instant::now() + Duration::from_secs(10));
+    assert!(!ready(&blk, Duration::ZERO) && began.try_recv().is_err());
+
+    // One that ends in time is waited for.
+    flush(&mut driver, 1);
+    blk.serve(1, &mut driver.queues()).unwrap();
+    began.recv().unwrap();
+    let answering = std::thread::spawn(move || answer.send(()));
+    blk.halt();
+    answering.join().unwrap().unwrap();
+    assert!(!blk.lanes[1].worker.hangs());
+}
+
 #[test]
 fn queues_are_served_side_by_side_and_there_are_no_more_than_a_few() {
     let (mut blk, answer) = slow_disk(9);
