@@ -18,7 +18,8 @@
 //! Threat: chains of any layout, sectors of any number, requests that keep the loop from everybody
 //! else. A chain without room for header and status breaks the queue; a request that makes no sense,
 //! that is larger than the configuration space says, or that the host fails, gets a status. A turn
-//! ends after 4 MiB; the rest of the queue waits for the next. A head that comes again before it was
+//! ends after 4 MiB, to which requests and their descriptors count too; the rest of the queue waits for the
+//! next. A head that comes again before it was
 //! given back breaks the queue (CVE-2026-45782: a peer's table of requests lost the first, whose
 //! buffer was freed under the kernel).
 
@@ -73,6 +74,9 @@ const TURN_BYTES: u64 = 4 * 1024 * 1024;
 
 /// What any request costs of a turn besides the bytes that are read at once.
 const REQUEST_COST: u64 = 4 * 1024;
+
+/// What each of its descriptors costs: they are read twice, and can be empty.
+const DESCRIPTOR_COST: u64 = 128;
 
 /// How long a reset, or whatever else ends a driver's use of the disk, waits for requests that are being
 /// carried out. A vCPU waits meanwhile, and perhaps the loop.
@@ -233,6 +237,7 @@ impl Blk {
         }
         let parts = Parts::take(index, ram, chain)?;
         let status_at = parts.status_at;
+        let cost = REQUEST_COST + parts.descriptors * DESCRIPTOR_COST;
         let bytes = length(&parts.readable) + length(&parts.writable);
         let image = self.image.clone().ok_or(broken("no disk"))?;
         let next = self.file(&image).decide(ram, parts);
@@ -240,7 +245,7 @@ impl Blk {
         match next {
             Next::Answer(answer) => {
                 answer.give(index, queues, head, status_at, &mut self.traffic)?;
-                Ok(REQUEST_COST + u64::from(answer.data))
+                Ok(cost + u64::from(answer.data))
             }
             Next::Work(operation, segments) => {
                 let lane = &mut self.lanes[index];
@@ -256,7 +261,7 @@ impl Blk {
                     segments,
                     forgotten: Arc::default(),
                 });
-                Ok(REQUEST_COST)
+                Ok(cost)
             }
         }
     }

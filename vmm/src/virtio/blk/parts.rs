@@ -16,6 +16,8 @@ pub(super) struct Parts {
     pub(super) readable: Vec<Segment>,
     pub(super) writable: Vec<Segment>,
     pub(super) status_at: GuestAddress,
+    /// How many it was cut into, empty ones included, which the segments do not have.
+    pub(super) descriptors: u64,
 }
 
 impl Parts {
@@ -27,7 +29,13 @@ impl Parts {
         let broken = |what| QueueError::Chain { index, what };
         let mut readable = Vec::new();
         let mut writable = Vec::new();
+        let mut descriptors = 0;
         for descriptor in chain {
+            descriptors += 1;
+            // Nothing that anybody has to look at again.
+            if descriptor.len() == 0 {
+                continue;
+            }
             let segments = if descriptor.is_write_only() {
                 &mut writable
             } else {
@@ -48,6 +56,7 @@ impl Parts {
             readable,
             writable,
             status_at,
+            descriptors,
         })
     }
 }

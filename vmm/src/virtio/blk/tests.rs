@@ -1,5 +1,6 @@
 //! Disks between a fake driver and a file.
 
+mod chains;
 mod limits;
 mod slow;
 
@@ -371,6 +372,7 @@ fn only_a_driver_that_flushes_has_a_cache_that_is_written_back() {
             readable: vec![(GuestAddress(0), 512)],
             writable: vec![],
             status_at: GuestAddress(0),
+            descriptors: 2,
         };
         let image = blk.image.clone().unwrap();
         let next = blk.file(&image).decide(&driver.ram, parts);
