@@ -1,7 +1,7 @@
 //! What containerd has done by a shim that is not to stay: `start`, which puts a server into the background, and
 //! `delete`, which cleans up after one that is gone (runtime-v2.md).
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::Write;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -32,13 +32,7 @@ const ADDRESS_FILE: &str = "address";
 /// # Errors
 /// When it fails; the text is for the user.
 pub async fn start(flags: &Flags) -> anyhow::Result<()> {
-    let mut input = Vec::new();
-    let stdin = std::io::stdin();
-    // Somebody who tries this by hand need not type an end of file.
-    if !stdin.is_terminal() {
-        let read = stdin.take(bootstrap::MAX_INPUT).read_to_end(&mut input);
-        read.context("read what containerd says on standard input")?;
-    }
+    let input = bootstrap::standard_input()?;
     let (mut options, answer) = bootstrap::read(&input, flags, |name| std::env::var(name).ok())?;
     if let Some(group) = bootstrap::shim_cgroup(&options)? {
         join_cgroup(&group)?;

@@ -4,6 +4,8 @@
 //! Since containerd 2.3 both are protobuf messages on standard input and output. Older ones use
 //! flags, the environment, runtime options on standard input, and JSON.
 
+use std::io::{IsTerminal, Read};
+
 use anyhow::{Context, bail};
 use containerd_shim::bootstrap::{BootstrapParams, BootstrapResult};
 use containerd_shim::protos::shim::oci::Options;
@@ -13,7 +15,7 @@ use protobuf::well_known_types::empty::Empty;
 use protobuf::{Message, UnknownValueRef};
 
 /// Input that is longer is cut: containerd's own limit.
-pub const MAX_INPUT: u64 = 10 << 20;
+const MAX_INPUT: u64 = 10 << 20;
 
 /// The newest version of the task service.
 const NEWEST: u32 = 3;
@@ -25,6 +27,21 @@ pub enum Answer {
     Json(u32),
     /// As a `BootstrapResult`.
     Message,
+}
+
+/// Reads standard input to its end.
+///
+/// # Errors
+/// What the kernel says.
+pub fn standard_input() -> anyhow::Result<Vec<u8>> {
+    let mut input = Vec::new();
+    let stdin = std::io::stdin();
+    // Somebody who tries this by hand need not type an end of file.
+    if !stdin.is_terminal() {
+        let read = stdin.take(MAX_INPUT).read_to_end(&mut input);
+        read.context("read what containerd says on standard input")?;
+    }
+    Ok(input)
 }
 
 /// Reads what containerd has said: `input` is standard input, `variable` looks into the environment.

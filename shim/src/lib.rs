@@ -27,6 +27,7 @@ pub mod grouping;
 pub mod hooks;
 pub mod host_cgroup;
 pub mod idmap;
+pub mod info;
 pub mod log_lines;
 pub mod memory;
 pub mod mount_points;

@@ -17,6 +17,8 @@ mod hooks;
 mod host_cgroup;
 /// Containers with the host's own network.
 mod host_network;
+/// What containerd asks of the runtime itself.
+mod info;
 /// What holds the processes of a machine.
 mod jail;
 /// Containers that stay: exec, look inside, signal, remove.

@@ -5,8 +5,8 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use hull_shim::server;
 use hull_shim::stand_ins::program;
+use hull_shim::{info, server};
 
 fn main() -> ExitCode {
     if let Some(role) = std::env::var_os(program::ROLE) {
@@ -29,7 +29,12 @@ async fn serve(args: &[OsString]) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match server::run(flags).await {
+    let done = if flags.info {
+        info::tell()
+    } else {
+        server::run(flags).await
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{}: {error:#}", server::RUNTIME);

@@ -101,7 +101,8 @@ pub(super) async fn ps(root: &Path, args: &PsArgs) -> Result<String, OciError> {
 }
 
 /// `features` (runtime-spec 1.2, features.md).
-pub(super) fn features() -> Value {
+#[must_use]
+pub fn features() -> Value {
     let (allow, no) = (json!({ "enabled": true }), json!({ "enabled": false }));
     json!({
         "ociVersionMin": "1.0.0",

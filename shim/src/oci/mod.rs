@@ -31,6 +31,7 @@ use std::process::ExitCode;
 use serde_json::Value;
 
 pub use args::{OciArgs, VERSION};
+pub use inspect::features;
 
 use self::args::OciCommand;
 use self::error::OciError;
@@ -77,7 +78,7 @@ async fn carry_out(args: &OciArgs) -> Result<u8, OciError> {
         OciCommand::Pause(container) => lifecycle::pause(root, &container.id).await?,
         OciCommand::Resume(container) => lifecycle::resume(root, &container.id).await?,
         OciCommand::Update(update) => update::update(root, update).await?,
-        OciCommand::Features => print(&inspect::features()),
+        OciCommand::Features => print(&features()),
         OciCommand::Spec(spec) => inspect::spec(spec)?,
         OciCommand::Monitor(monitor) => return monitor::run(root, monitor).await,
         OciCommand::Guard(guard) => guard::run(root, guard).await?,
