@@ -1,7 +1,9 @@
 //! What containerd has done by a shim that is not to stay: `start`, which puts a server into the background, and
 //! `delete`, which cleans up after one that is gone (runtime-v2.md).
 
-use std::io::Write;
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -13,7 +15,7 @@ use protobuf::{Message, MessageField};
 use crate::bootstrap;
 use crate::bundle;
 use crate::cleanup::{self, CleanupError};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::container::LOST;
 use crate::error::chain;
 use crate::grouping;
@@ -26,6 +28,9 @@ use crate::state_dir::StateDir;
 /// The bundle's file that says where the shim listens.
 const ADDRESS_FILE: &str = "address";
 
+/// The bundle's file that says where the sandboxes' state is, for `delete`.
+const STATE_FILE: &str = "hull-state";
+
 /// `start`: puts the server of a new sandbox into the background, unless the container joins another one; tells where it
 /// listens.
 ///
@@ -37,42 +42,63 @@ pub async fn start(flags: &Flags) -> anyhow::Result<()> {
     if let Some(group) = bootstrap::shim_cgroup(&options)? {
         join_cgroup(&group)?;
     }
+    let named = bootstrap::config_path(&options)?;
+    let config = match &named {
+        Some(path) => {
+            let read = Config::read(path.as_ref());
+            Some(read.context("the runtime's options (ConfigPath)")?)
+        }
+        // What may be wrong with it is Create's to say.
+        None => Config::load().ok(),
+    };
     // The library's own way into the cgroup finds none without controllers.
     options.extensions.clear();
     let own = options.socket_address(&flags.id);
-    let address = match joined(flags, own)? {
+    let state = config.as_ref().map(|config| config.state.as_path());
+    if let Some(state) = state {
+        note(STATE_FILE, state.as_os_str().as_bytes()).context("note where the state is")?;
+    }
+    let address = match joined(flags, own, state)? {
         Some(address) => address,
-        None => spawn(options, &flags.id, Vec::new()).await?,
+        None => {
+            let variable = named.as_deref().map(|path| (config::VARIABLE, path));
+            spawn(options, &flags.id, variable.into_iter().collect()).await?
+        }
     };
-    // containerd 1.7 finds the shim again by this file of the bundle when it has been restarted, and
-    // `delete` its socket.
-    std::fs::write(".address", &address)
-        .and_then(|()| std::fs::rename(".address", ADDRESS_FILE))
-        .context("write the shim's address into the bundle")?;
+    // containerd 1.7 finds the shim again by this file when it has been restarted, and `delete` its socket.
+    note(ADDRESS_FILE, address.as_bytes()).context("write the shim's address into the bundle")?;
     let answered = std::io::stdout().write_all(&answer.bytes(&address)?);
     answered.context("tell containerd the shim's address")
 }
 
+/// Writes a file of the bundle, which this process is in, all at once.
+fn note(name: &str, text: &[u8]) -> io::Result<()> {
+    let new = format!(".{name}");
+    std::fs::write(&new, text)?;
+    std::fs::rename(new, name)
+}
+
 /// Where the shim of the sandbox listens that the container joins, if it joins one: as a rule because
 /// its configuration says so; or it was the first of a machine in which others are left, which may be over by
-/// now and not deleted. A shim that still serves at `own`, the address of a new one, is this one's.
-fn joined(flags: &Flags, own: String) -> anyhow::Result<Option<String>> {
+/// now and not deleted. A shim that still serves at `own`, the address of a new one, is this one's. `state` is where
+/// sandboxes are, as far as that is known.
+fn joined(flags: &Flags, own: String, state: Option<&Path>) -> anyhow::Result<Option<String>> {
     if socket::is_served(&own) {
         return Ok(Some(own));
     }
     let bundle = std::env::current_dir().context("find the bundle")?;
-    // What may be wrong with either is Create's to say.
-    let (Ok(config), Ok(spec)) = (Config::load(), bundle::load(&bundle)) else {
+    // What may be wrong with it is Create's to say.
+    let (Some(state), Ok(spec)) = (state, bundle::load(&bundle)) else {
         return Ok(None);
     };
-    let former = StateDir::at(&config.state, &flags.namespace, &flags.id)?;
+    let former = StateDir::at(state, &flags.namespace, &flags.id)?;
     if let Some(address) = former
         .address()
         .filter(|address| socket::is_served(address))
     {
         return Ok(Some(address));
     }
-    let sandbox = grouping::sandbox(&spec, &config.state, &flags.namespace)?;
+    let sandbox = grouping::sandbox(&spec, state, &flags.namespace)?;
     Ok(sandbox.and_then(|sandbox| sandbox.address()))
 }
 
@@ -98,20 +124,11 @@ fn join_cgroup(group: &str) -> anyhow::Result<()> {
 /// # Errors
 /// When something is left; the text is for containerd's log.
 pub async fn delete(flags: &Flags) -> anyhow::Result<()> {
-    let (state, wrong) = Config::state_to_clean_up();
-    if let Some(error) = wrong {
-        // containerd logs it as a warning.
-        eprintln!(
-            "clean up after {} in {}: {}",
-            flags.id,
-            state.display(),
-            chain(&error)
-        );
-    }
     let bundle = match flags.bundle.as_str() {
         "" => std::env::current_dir().context("find the bundle")?,
         bundle => PathBuf::from(bundle),
     };
+    let state = state_folder(&bundle, &flags.id);
     let own = StateDir::at(&state, &flags.namespace, &flags.id)?;
     let state = own.sandbox();
     let socket = std::fs::read_to_string(bundle.join(ADDRESS_FILE)).ok();
@@ -147,6 +164,24 @@ pub async fn delete(flags: &Flags) -> anyhow::Result<()> {
         .context("answer containerd")
 }
 
+/// Where the state of the bundle's sandbox is. containerd says no options to `delete`, and the configuration may be
+/// another by now: so `start` has noted it, unless it was that of an earlier Hull, or found none.
+fn state_folder(bundle: &Path, id: &str) -> PathBuf {
+    if let Ok(noted) = std::fs::read(bundle.join(STATE_FILE)) {
+        return OsString::from_vec(noted).into();
+    }
+    let (state, wrong) = Config::state_to_clean_up();
+    if let Some(error) = wrong {
+        // containerd logs it as a warning.
+        eprintln!(
+            "clean up after {id} in {}: {}",
+            state.display(),
+            chain(&error)
+        );
+    }
+    state
+}
+
 /// Runs the `poststop` hooks of a container whose shim is gone (OCI runtime-spec 1.2, runtime.md
 /// "Lifecycle", 12). Like everything about them, what fails is logged and no more.
 async fn run_poststop(bundle: &Path, id: &str) {
@@ -158,5 +193,19 @@ async fn run_poststop(bundle: &Path, id: &str) {
             pid: 0,
         };
         hooks.stopped(&subject).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delete_finds_the_state_that_start_has_noted() {
+        let bundle = tempfile::tempdir().unwrap();
+        let configured = Config::load().unwrap().state;
+        assert_eq!(state_folder(bundle.path(), "tide"), configured);
+        std::fs::write(bundle.path().join(STATE_FILE), "/run/other").unwrap();
+        assert_eq!(state_folder(bundle.path(), "tide"), Path::new("/run/other"));
     }
 }

@@ -5,6 +5,7 @@
 //! flags, the environment, runtime options on standard input, and JSON.
 
 use std::io::{IsTerminal, Read};
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use containerd_shim::bootstrap::{BootstrapParams, BootstrapResult};
@@ -72,24 +73,58 @@ pub fn read(
 /// # Errors
 /// When they are not what their type says.
 pub fn shim_cgroup(options: &StartOpts) -> anyhow::Result<Option<String>> {
-    /// `shim_cgroup` of `containerd.linux.runc.CreateOptions`.
-    const FIELD: u32 = 9;
-    let older = |any: &&Any| {
-        any.type_url
-            .ends_with("containerd.linux.runc.CreateOptions")
-    };
-    let group = if let Some(any) = options.extensions.iter().find(older) {
-        let fields = Empty::parse_from_bytes(&any.value).context("decode the runtime's options")?;
-        match fields.special_fields.unknown_fields().get(FIELD) {
-            Some(UnknownValueRef::LengthDelimited(group)) => String::from_utf8(group.to_vec())
-                .context("decode shim_cgroup of the runtime's options")?,
-            _ => String::new(),
-        }
+    /// Of `containerd.linux.runc.CreateOptions`.
+    const SHIM_CGROUP: u32 = 9;
+    let older = find(options, "containerd.linux.runc.CreateOptions");
+    let group = if let Some(any) = older {
+        text(any, SHIM_CGROUP, "shim_cgroup")?
     } else {
         let runc = options.extension::<Options>()?;
         runc.map(|runc| runc.shim_cgroup).unwrap_or_default()
     };
     Ok(Some(group).filter(|group| !group.is_empty()))
+}
+
+/// The file that the runtime's options name as Hull's configuration (`ConfigPath`), if they do. dockerd, containerd's CRI
+/// plug-in and `ctr run --runtime-config-path` send these to all runtimes but runc.
+///
+/// # Errors
+/// When they are not what their type says, name no absolute path, or hold a configuration themselves.
+pub fn config_path(options: &StartOpts) -> anyhow::Result<Option<String>> {
+    /// Of `runtimeoptions.v1.Options`.
+    const CONFIG_PATH: u32 = 2;
+    const CONFIG_BODY: u32 = 3;
+    let Some(any) = find(options, "runtimeoptions.v1.Options") else {
+        return Ok(None);
+    };
+    if !text(any, CONFIG_BODY, "config_body")?.is_empty() {
+        bail!(
+            "the runtime's options are a configuration, which Hull does not take from there: write it to a file, and \
+             have ConfigPath alone, which names that"
+        );
+    }
+    match text(any, CONFIG_PATH, "config_path")? {
+        path if path.is_empty() => Ok(None),
+        path if Path::new(&path).is_absolute() => Ok(Some(path)),
+        path => bail!("ConfigPath of the runtime's options is {path:?}: make it an absolute path"),
+    }
+}
+
+/// The message of this name.
+fn find<'a>(options: &'a StartOpts, name: &str) -> Option<&'a Any> {
+    let mut messages = options.extensions.iter();
+    // What is before the last slash is where its type is described (`google.protobuf.Any`).
+    messages.find(|any| any.type_url.rsplit('/').next() == Some(name))
+}
+
+/// A text in a message that the library does not know, by its number; empty if it is not there.
+fn text(any: &Any, number: u32, name: &str) -> anyhow::Result<String> {
+    let fields = Empty::parse_from_bytes(&any.value).context("decode the runtime's options")?;
+    match fields.special_fields.unknown_fields().get(number) {
+        Some(UnknownValueRef::LengthDelimited(text)) => String::from_utf8(text.to_vec())
+            .with_context(|| format!("decode {name} of the runtime's options")),
+        _ => Ok(String::new()),
+    }
 }
 
 impl Answer {
@@ -169,6 +204,8 @@ fn version(max: Option<&str>) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use containerd_shim::bootstrap::Extension;
+
     use super::*;
 
     fn flags() -> Flags {
@@ -218,6 +255,61 @@ mod tests {
             let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
             assert_eq!(json["version"], 2);
             assert_eq!(json["address"], "unix:///here");
+        }
+    }
+
+    /// `runtimeoptions.v1.Options` of these fields, each under 128 bytes.
+    fn runtime_options(fields: &[(u8, &str)]) -> Any {
+        let mut value = Vec::new();
+        for (number, text) in fields {
+            value.extend([(number << 3) | 2, u8::try_from(text.len()).unwrap()]);
+            value.extend(text.bytes());
+        }
+        any("runtimeoptions.v1.Options", value)
+    }
+
+    #[test]
+    fn the_runtimes_options_name_the_configuration() {
+        let path = "/etc/hull/large.toml";
+        for (fields, expected) in [
+            (&[][..], None),
+            (&[(1, "io.hull"), (2, "")], None),
+            (&[(1, "io.hull"), (2, path)], Some(path)),
+        ] {
+            let options = runtime_options(fields);
+            // As containerd 1.7 and 2.2 do, and as 2.3 does.
+            let older = options.write_to_bytes().unwrap();
+            let newer = BootstrapParams {
+                instance_id: "tide".into(),
+                namespace: "sea".into(),
+                containerd_ttrpc_address: "unix:///newer".into(),
+                extensions: vec![Extension {
+                    value: Some(options).into(),
+                    ..Default::default()
+                }],
+                ..Default::default()
+            };
+            for input in [older, newer.write_to_bytes().unwrap()] {
+                let (start, _) = read(&input, &flags(), variable).unwrap();
+                assert_eq!(config_path(&start).unwrap().as_deref(), expected);
+                assert_eq!(shim_cgroup(&start).unwrap(), None);
+            }
+        }
+    }
+
+    #[test]
+    fn a_configuration_that_cannot_be_found_or_is_none_is_refused() {
+        for (fields, words) in [
+            (&[(2, "etc/hull.toml")][..], "absolute"),
+            (&[(3, "vcpus = 1")], "ConfigPath"),
+            (&[(2, "/hull.toml"), (3, "vcpus = 1")], "ConfigPath"),
+        ] {
+            let options = StartOpts {
+                extensions: vec![runtime_options(fields)],
+                ..Default::default()
+            };
+            let error = config_path(&options).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
         }
     }
 

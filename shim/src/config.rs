@@ -11,8 +11,11 @@ use toml::de::DeTable;
 
 use crate::log_lines::cleaned;
 
-/// Where it is, unless `HULL_CONFIG` says otherwise.
+/// Where it is, unless [`VARIABLE`] or the runtime's options say otherwise.
 pub const PATH: &str = "/etc/hull/config.toml";
+
+/// The variable of the environment that names another file.
+pub const VARIABLE: &str = "HULL_CONFIG";
 
 /// As many as the guest's kernel is made for.
 const MAX_VCPUS: u8 = 64;
@@ -26,7 +29,7 @@ const MAX_SPARE_DISKS: u8 = 4;
 /// Where the configuration is.
 #[must_use]
 pub fn path() -> PathBuf {
-    std::env::var_os("HULL_CONFIG").map_or_else(|| PATH.into(), PathBuf::from)
+    std::env::var_os(VARIABLE).map_or_else(|| PATH.into(), PathBuf::from)
 }
 
 /// Hull's configuration. Every key may be left out.
@@ -163,13 +166,19 @@ impl Config {
         })
     }
 
-    /// Reads the configuration; without a file, everything is as by default.
+    /// Reads the configuration; without a file, everything is as by default, unless somebody has named one.
     ///
     /// # Errors
-    /// When there is a file and it is wrong.
+    /// When there is a file and it is wrong, or the one that is named is not there.
     pub fn load() -> Result<Self, ConfigError> {
-        let path = path();
-        Self::parse(&read(&path)?, &path)
+        match Self::read(&path()) {
+            Err(ConfigError::Read { path, source })
+                if path == Path::new(PATH) && source.kind() == io::ErrorKind::NotFound =>
+            {
+                Ok(Self::default())
+            }
+            read => read,
+        }
     }
 
     /// Where sandboxes keep their state, for what ends and cleans up: a mistake in the file is no reason to leave a
@@ -177,6 +186,18 @@ impl Config {
     #[must_use]
     pub fn state_to_clean_up() -> (PathBuf, Option<ConfigError>) {
         state_to_clean_up(&path())
+    }
+
+    /// Reads the configuration from this file.
+    ///
+    /// # Errors
+    /// When it is not there, or wrong.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, path)
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
@@ -283,7 +304,7 @@ fn begun(place: Option<&Place>) -> String {
 }
 
 /// The file's text; empty where there is none.
-fn read(path: &Path) -> Result<String, ConfigError> {
+fn text_of(path: &Path) -> Result<String, ConfigError> {
     match std::fs::read_to_string(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         read => read.map_err(|source| ConfigError::Read {
@@ -294,7 +315,7 @@ fn read(path: &Path) -> Result<String, ConfigError> {
 }
 
 fn state_to_clean_up(path: &Path) -> (PathBuf, Option<ConfigError>) {
-    let text = match read(path) {
+    let text = match text_of(path) {
         Ok(text) => text,
         Err(error) => return (Config::default().state, Some(error)),
     };

@@ -33,6 +33,8 @@ mod network;
 mod oci;
 /// `hull oci`, which others call as runc.
 mod oci_command;
+/// Options that containerd's clients give the runtime.
+mod options;
 /// A container's processes, looked at from the host.
 mod processes;
 /// A container's processors.
