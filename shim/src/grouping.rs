@@ -3,14 +3,16 @@
 //! Containers that share a namespace are in one machine. Kubernetes' runtimes name the pod's sandbox
 //! in an annotation. With Docker, nerdctl and Podman a namespace's path tells: it is
 //! `/proc/PID/ns/TYPE` of a process that containerd was told of, or where the network namespace of
-//! a sandbox is mounted. A sandbox of another containerd namespace is never joined.
+//! a sandbox is mounted. A sandbox of another containerd namespace is never joined, and its network is
+//! left to it: a second cable to an interface would cut the first.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
+use crate::socket;
 use crate::state_dir::{StateDir, StateError};
 
 /// Annotations that say whether a container is one of a pod, and of which: containerd's CRI plug-in
@@ -40,6 +42,18 @@ pub enum GroupingError {
     TwoMachines {
         /// The type of one of them.
         kind: LinuxNamespaceType,
+    },
+    /// The network of a machine that it is not in.
+    #[error(
+        "linux.namespaces[network].path: {} is the network of {sandbox} (containerd namespace/container), whose virtual \
+         machine this container cannot join; run it in that containerd namespace, or in a network of its own",
+        path.display()
+    )]
+    OthersNetwork {
+        /// The namespace.
+        path: PathBuf,
+        /// Whose it is.
+        sandbox: String,
     },
     /// Its name.
     #[error(transparent)]
@@ -88,6 +102,29 @@ pub fn sandbox(
         }
     }
     Ok(joined)
+}
+
+/// Refuses a network namespace that another machine is connected to, whatever containerd namespace its containers are
+/// in. `own` is that of the machine which the container is in, or is to be.
+///
+/// # Errors
+/// When there is one whose shim serves it.
+pub fn check_is_free(path: &Path, state: &Path, own: &StateDir) -> Result<(), GroupingError> {
+    let has = |sandbox: &StateDir| {
+        let processes = sandbox.processes();
+        let pids: Vec<u32> = processes.iter().map(|process| process.pid).collect();
+        let is_in = owner(LinuxNamespaceType::Network, path, &pids).is_some();
+        // What a shim has left that was killed connects nobody.
+        is_in && sandbox.address().is_some_and(|it| socket::is_served(&it))
+    };
+    let mut others = StateDir::everywhere(state).into_iter();
+    match others.find(|sandbox| sandbox.path() != own.path() && has(sandbox)) {
+        None => Ok(()),
+        Some(sandbox) => Err(GroupingError::OthersNetwork {
+            path: path.to_owned(),
+            sandbox: sandbox.name(),
+        }),
+    }
 }
 
 /// The process, of those given, whose namespace the path names.
@@ -217,6 +254,27 @@ mod tests {
         assert_eq!(owner(network, host, &[own]), None);
         let by_pid = format!("/proc/{own}/ns/net");
         assert_eq!(owner(network, Path::new(&by_pid), &[own]), Some(own));
+    }
+
+    #[test]
+    fn the_network_of_a_machine_that_is_not_joined_is_left_to_it() {
+        let (root, state) = running();
+        let socket = root.path().join("shim.sock");
+        let shim = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let address = format!("unix://{}", socket.display());
+        state.note_address(&address).unwrap();
+        let network = PathBuf::from(format!("/proc/{}/ns/net", std::process::id()));
+        let ebb = StateDir::at(root.path(), "lake", "ebb").unwrap();
+        let check = |own| check_is_free(&network, root.path(), own);
+
+        let error = check(&ebb).unwrap_err().to_string();
+        assert!(error.contains("sea/tide"), "{error}");
+        check(&state).unwrap();
+        let free = check_is_free(Path::new("/proc/1/ns/net"), root.path(), &ebb);
+        free.unwrap();
+        // It has crashed.
+        drop(shim);
+        check(&ebb).unwrap();
     }
 
     #[test]

@@ -184,6 +184,26 @@ impl StateDir {
         }
     }
 
+    /// Its name, with the containerd namespace's.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let name = |path: Option<&Path>| {
+            let name = path.and_then(Path::file_name).unwrap_or_default();
+            name.to_string_lossy().into_owned()
+        };
+        format!("{}/{}", name(self.path.parent()), name(Some(&self.path)))
+    }
+
+    /// The sandboxes of all containerd namespaces that there are.
+    #[must_use]
+    pub fn everywhere(state: &Path) -> Vec<Self> {
+        let namespaces = fs::read_dir(state).into_iter().flatten();
+        namespaces
+            .filter_map(|namespace| namespace.ok()?.file_name().into_string().ok())
+            .flat_map(|namespace| Self::all(state, &namespace))
+            .collect()
+    }
+
     /// The sandboxes of a containerd namespace that there are.
     #[must_use]
     pub fn all(state: &Path, namespace: &str) -> Vec<Self> {

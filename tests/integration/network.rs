@@ -120,6 +120,34 @@ fn assert_as_before(namespace: &Namespace) {
     assert_eq!(ping.status, 0, "{ping:#?}");
 }
 
+/// Two machines with a cable each to one interface: the second would cut off the first.
+#[test]
+fn the_network_of_a_machine_is_not_another_containerd_namespaces_to_take() {
+    let host = Host::take();
+    let namespace = Namespace::with_veth("hull-test");
+    let owner = host.container("owner");
+    let owner = owner.options(&["--with-ns", &namespace.option()]);
+    let owner = owner.start(&["sleep", "1000"]);
+    let image = host.shared("busybox.tar").display().to_string();
+    let elsewhere = |args: &[&str]| host.ctr(&[&["--namespace", "elsewhere"], args].concat());
+    elsewhere(&["image", "import", &image]).output();
+
+    let option = format!("--with-ns={}", namespace.option());
+    let run = ["run", "--rm", "--runtime", hull_tests::RUNTIME, &option];
+    let refused = elsewhere(&[&run[..], &[hull_tests::IMAGE, "thief", "true"]].concat());
+
+    assert_eq!(refused.status, 1, "{refused:#?}");
+    assert!(refused.stderr.contains("default/owner"), "{refused:#?}");
+    let ping = owner.exec("ping", &["ping", "-c", "1", "-W", "10", "192.0.2.1"]);
+    assert_eq!(ping.status, 0, "{ping:#?}");
+    owner.end();
+    elsewhere(&["image", "rm", "--sync", hull_tests::IMAGE]).output();
+    wait::until("nothing is left in that containerd namespace", || {
+        let removed = elsewhere(&["namespace", "rm", "elsewhere"]);
+        (removed.status == 0).then_some(())
+    });
+}
+
 /// The machine boots with one processor, and a driver then uses one pair of queues; the agent has it use the
 /// others when there are more.
 #[test]

@@ -24,6 +24,7 @@ use crate::config::{Config, HostPid};
 use crate::container::{Container, Process};
 use crate::error::{TaskError, chain};
 use crate::events::TaskEvent;
+use crate::grouping;
 use crate::hooks::Subject;
 use crate::host_cgroup::HostCgroup;
 use crate::memory::Sizes;
@@ -105,6 +106,7 @@ impl Runtime {
     async fn boot(&self, request: &CreateTaskRequest) -> Result<u32> {
         let config = Config::load().map_err(|e| TaskError::failed(&e))?;
         let wanted = Wanted::read(request, &Nobody, config.host_pid)?;
+        wanted.check_network(&config, &self.state_of(&request.id, &config)?)?;
         let disks = block_volumes::open(&wanted.guest.block_volumes);
         let disks = disks.map_err(|e| TaskError::failed(&e))?;
         let bound = wanted.bind()?;
@@ -135,8 +137,7 @@ impl Runtime {
         disks: Vec<Disk<OwnedFd>>,
         bound: Bound,
     ) -> Result<u32> {
-        let state = StateDir::at(&config.state, &self.0.namespace, &request.id)
-            .map_err(|e| TaskError::failed(&e))?;
+        let state = self.state_of(&request.id, config)?;
         self.make_folder(&request.id, &state).await?;
         let cgroup_note = (account.cgroup.as_ref()).and_then(|cgroup| cgroup.note());
         let noted = state
@@ -213,6 +214,12 @@ impl Runtime {
         }
     }
 
+    /// Where the machine is noted whose first container has this name.
+    fn state_of(&self, id: &str, config: &Config) -> Result<StateDir> {
+        let state = StateDir::at(&config.state, &self.0.namespace, id);
+        state.map_err(|e| TaskError::failed(&e))
+    }
+
     /// Makes the folder of a machine. One that a shim has left which was killed, and that nobody has cleaned up after, is
     /// cleaned up: else there would never be a container of that name again.
     async fn make_folder(&self, id: &str, state: &StateDir) -> Result<()> {
@@ -244,6 +251,7 @@ impl Runtime {
     ) -> Result<u32> {
         let config = Config::load().map_err(|e| TaskError::failed(&e))?;
         let mut wanted = Wanted::read(request, others, config.host_pid)?;
+        wanted.check_network(&config, &sandbox.state)?;
         let disks = block_volumes::open(&wanted.guest.block_volumes);
         let disks = disks.map_err(|e| TaskError::failed(&e))?;
         let bound = wanted.bind()?;
@@ -364,6 +372,15 @@ impl Wanted {
             resources: resources.unwrap_or_default(),
             oom_score_adj,
         })
+    }
+
+    /// Refuses a network that is another machine's.
+    fn check_network(&self, config: &Config, own: &StateDir) -> Result<()> {
+        let bundle::Network::Own(Some(path)) = &self.guest.network else {
+            return Ok(());
+        };
+        let checked = grouping::check_is_free(path, &config.state, own);
+        checked.map_err(|e| TaskError::Precondition(chain(&e)))
     }
 
     /// In bytes, or what its specification says instead of a number.
