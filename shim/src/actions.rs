@@ -20,6 +20,7 @@ use crate::container::LOST;
 use crate::error::chain;
 use crate::grouping;
 use crate::hooks::{Hooks, Subject};
+use crate::instance::Instance;
 use crate::rootfs;
 use crate::share::Share;
 use crate::socket;
@@ -54,11 +55,13 @@ pub async fn start(flags: &Flags) -> anyhow::Result<()> {
     // The library's own way into the cgroup finds none without controllers.
     options.extensions.clear();
     let own = options.socket_address(&flags.id);
+    let bundle = std::env::current_dir().context("find the bundle")?;
+    let instance = Instance::new(&options.address, &bundle);
     let state = config.as_ref().map(|config| config.state.as_path());
     if let Some(state) = state {
         note(STATE_FILE, state.as_os_str().as_bytes()).context("note where the state is")?;
     }
-    let address = match joined(flags, own, state)? {
+    let address = match joined(flags, own, &bundle, state, &instance)? {
         Some(address) => address,
         None => {
             let variable = named.as_deref().map(|path| (config::VARIABLE, path));
@@ -82,13 +85,17 @@ fn note(name: &str, text: &[u8]) -> io::Result<()> {
 /// its configuration says so; or it was the first of a machine in which others are left, which may be over by
 /// now and not deleted. A shim that still serves at `own`, the address of a new one, is this one's. `state` is where
 /// sandboxes are, as far as that is known.
-fn joined(flags: &Flags, own: String, state: Option<&Path>) -> anyhow::Result<Option<String>> {
+fn joined(
+    flags: &Flags,
+    own: String,
+    bundle: &Path,
+    state: Option<&Path>,
+    instance: &Instance,
+) -> anyhow::Result<Option<String>> {
     if socket::is_served(&own) {
         return Ok(Some(own));
     }
-    let bundle = std::env::current_dir().context("find the bundle")?;
-    // What may be wrong with it is Create's to say.
-    let (Some(state), Ok(spec)) = (state, bundle::load(&bundle)) else {
+    let Some(state) = state else {
         return Ok(None);
     };
     let former = StateDir::at(state, &flags.namespace, &flags.id)?;
@@ -96,9 +103,14 @@ fn joined(flags: &Flags, own: String, state: Option<&Path>) -> anyhow::Result<Op
         .address()
         .filter(|address| socket::is_served(address))
     {
+        former.check_is_of(instance)?;
         return Ok(Some(address));
     }
-    let sandbox = grouping::sandbox(&spec, state, &flags.namespace)?;
+    // What may be wrong with it is Create's to say.
+    let Ok(spec) = bundle::load(bundle) else {
+        return Ok(None);
+    };
+    let sandbox = grouping::sandbox(&spec, state, &flags.namespace, instance)?;
     Ok(sandbox.and_then(|sandbox| sandbox.address()))
 }
 
@@ -131,12 +143,16 @@ pub async fn delete(flags: &Flags) -> anyhow::Result<()> {
     let state = state_folder(&bundle, &flags.id);
     let own = StateDir::at(&state, &flags.namespace, &flags.id)?;
     let state = own.sandbox();
+    let of_another = state.check_is_of(&Instance::new(&flags.address, &bundle));
+    if let Err(in_use) = &of_another {
+        eprintln!("clean up nothing but the bundle: {in_use}");
+    }
     let socket = std::fs::read_to_string(bundle.join(ADDRESS_FILE)).ok();
-    let socket = socket.or_else(|| state.address());
+    let socket = socket.or_else(|| of_another.is_ok().then(|| state.address())?);
     let mounts = bundle.join("rootfs");
     let served = socket.as_deref().is_some_and(socket::is_served);
     let socket = socket.map(|address| socket::path_of(&address));
-    if served && Share::has_others(&state, &flags.id) {
+    if of_another.is_err() || served && Share::has_others(&state, &flags.id) {
         // containerd asks, too, when the first container is deleted and its machine goes on.
         rootfs::unmount(&mounts)?;
     } else {
@@ -199,6 +215,72 @@ async fn run_poststop(bundle: &Path, id: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What containerd `name` calls the shim of `sea/tide` with.
+    fn flags(root: &Path, name: &str) -> Flags {
+        let bundle = root.join(name).join("tide");
+        std::fs::create_dir_all(&bundle).unwrap();
+        std::fs::write(
+            bundle.join(STATE_FILE),
+            root.join("state").to_str().unwrap(),
+        )
+        .unwrap();
+        Flags {
+            id: "tide".into(),
+            namespace: "sea".into(),
+            address: format!("/run/{name}.sock"),
+            bundle: bundle.to_str().unwrap().to_owned(),
+            ..Default::default()
+        }
+    }
+
+    fn instance(flags: &Flags) -> Instance {
+        Instance::new(&flags.address, Path::new(&flags.bundle))
+    }
+
+    #[test]
+    fn a_shim_that_serves_another_containerd_is_not_this_ones_by_its_containers_name() {
+        let root = tempfile::tempdir().unwrap();
+        let (one, another) = (flags(root.path(), "one"), flags(root.path(), "another"));
+        let folder = root.path().join("state");
+        let state = StateDir::at(&folder, "sea", "tide").unwrap();
+        state.create().unwrap();
+        let socket = root.path().join("shim.sock");
+        let _shim = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let address = format!("unix://{}", socket.display());
+        state.note_address(&address).unwrap();
+        state.note_instance(&instance(&one)).unwrap();
+        let joined = |flags: &Flags| {
+            let (own, bundle) = ("unix:///none".into(), Path::new(&flags.bundle));
+            joined(flags, own, bundle, Some(&folder), &instance(flags))
+        };
+
+        assert_eq!(joined(&one).unwrap(), Some(address));
+        let error = joined(&another).unwrap_err().to_string();
+        let expected = "sea/tide (containerd namespace/container) is in use by another containerd (/run/one.sock)";
+        assert!(error.starts_with(expected), "{error}");
+    }
+
+    #[tokio::test]
+    async fn delete_cleans_up_what_is_of_the_containerd_that_asks() {
+        let root = tempfile::tempdir().unwrap();
+        let (one, another) = (flags(root.path(), "one"), flags(root.path(), "another"));
+        let state = StateDir::at(&root.path().join("state"), "sea", "tide").unwrap();
+        state.create().unwrap();
+        state.note_instance(&instance(&one)).unwrap();
+        let mut machine = std::process::Command::new("sleep");
+        let mut machine = machine.arg("1000").spawn().unwrap();
+        state.note_process(machine.id()).unwrap();
+
+        delete(&another).await.unwrap();
+        assert!(machine.try_wait().unwrap().is_none());
+        assert!(state.path().exists());
+
+        let reaper = std::thread::spawn(move || machine.wait().unwrap());
+        delete(&one).await.unwrap();
+        assert!(!reaper.join().unwrap().success());
+        assert!(!state.path().exists());
+    }
 
     #[test]
     fn delete_finds_the_state_that_start_has_noted() {

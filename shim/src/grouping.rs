@@ -3,8 +3,8 @@
 //! Containers that share a namespace are in one machine. Kubernetes' runtimes name the pod's sandbox
 //! in an annotation. With Docker, nerdctl and Podman a namespace's path tells: it is
 //! `/proc/PID/ns/TYPE` of a process that containerd was told of, or where the network namespace of
-//! a sandbox is mounted. A sandbox of another containerd namespace is never joined, and its network is
-//! left to it: a second cable to an interface would cut the first.
+//! a sandbox is mounted. A sandbox of another containerd, or of another namespace of it, is never joined, and
+//! its network is left to it: a second cable to an interface would cut the first.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
+use crate::instance::{InUse, Instance};
 use crate::socket;
 use crate::state_dir::{StateDir, StateError};
 
@@ -55,12 +56,15 @@ pub enum GroupingError {
         /// Whose it is.
         sandbox: String,
     },
+    /// It is another containerd's.
+    #[error(transparent)]
+    InUse(#[from] InUse),
     /// Its name.
     #[error(transparent)]
     State(#[from] StateError),
 }
 
-/// The sandbox that a container with this configuration joins, if it joins one.
+/// The sandbox that a container of `instance` with this configuration joins, if it joins one.
 ///
 /// # Errors
 /// When the sandbox that it names is not there, or it names two.
@@ -68,9 +72,11 @@ pub fn sandbox(
     spec: &Spec,
     state: &Path,
     namespace: &str,
+    instance: &Instance,
 ) -> Result<Option<StateDir>, GroupingError> {
     if let Some(id) = pod(spec) {
         let sandbox = StateDir::at(state, namespace, id)?;
+        sandbox.check_is_of(instance)?;
         return match sandbox.address() {
             Some(_) => Ok(Some(sandbox)),
             None => Err(GroupingError::NoSandbox(id.to_owned())),
@@ -88,7 +94,7 @@ pub fn sandbox(
     }
     let mut joined = None;
     for sandbox in StateDir::all(state, namespace) {
-        if sandbox.address().is_none() {
+        if sandbox.address().is_none() || sandbox.check_is_of(instance).is_err() {
             continue;
         }
         let processes = sandbox.processes();
@@ -188,6 +194,11 @@ mod tests {
         serde_json::from_value(value).unwrap()
     }
 
+    fn containerd(name: &str) -> Instance {
+        let (address, bundle) = (format!("/run/{name}.sock"), format!("/run/{name}/tide"));
+        Instance::new(&address, Path::new(&bundle))
+    }
+
     /// A sandbox `tide` that runs: its process is this test.
     fn running() -> (tempfile::TempDir, StateDir) {
         let root = tempfile::tempdir().unwrap();
@@ -199,7 +210,7 @@ mod tests {
     }
 
     fn joined(root: &tempfile::TempDir, namespace: &str, spec: &Spec) -> Option<String> {
-        let sandbox = sandbox(spec, root.path(), namespace).unwrap();
+        let sandbox = sandbox(spec, root.path(), namespace, &containerd("one")).unwrap();
         sandbox.map(|sandbox| sandbox.address().unwrap())
     }
 
@@ -236,7 +247,7 @@ mod tests {
             { "type": "ipc", "path": format!("/proc/{}/ns/ipc", std::process::id()) },
             { "type": "uts", "path": format!("/proc/{}/ns/uts", sleeper.id()) },
         ] } }));
-        let error = sandbox(&both, root.path(), "sea").unwrap_err();
+        let error = sandbox(&both, root.path(), "sea", &containerd("one")).unwrap_err();
         sleeper.kill().unwrap();
         sleeper.wait().unwrap();
 
@@ -254,6 +265,19 @@ mod tests {
         assert_eq!(owner(network, host, &[own]), None);
         let by_pid = format!("/proc/{own}/ns/net");
         assert_eq!(owner(network, Path::new(&by_pid), &[own]), Some(own));
+    }
+
+    #[test]
+    fn a_machine_of_another_containerd_is_not_joined() {
+        let (root, state) = running();
+        state.note_instance(&containerd("another")).unwrap();
+        let path = format!("/proc/{}/ns/ipc", std::process::id());
+        let by_path = json!({ "linux": { "namespaces": [{ "type": "ipc", "path": path }] } });
+        assert_eq!(joined(&root, "sea", &spec(&by_path)), None);
+        let pod = json!({ "annotations": { "io.kubernetes.cri.container-type": "container",
+            "io.kubernetes.cri.sandbox-id": "tide" } });
+        let error = sandbox(&spec(&pod), root.path(), "sea", &containerd("one")).unwrap_err();
+        assert!(error.to_string().contains("/run/another.sock"), "{error}");
     }
 
     #[test]
@@ -290,7 +314,7 @@ mod tests {
         assert_eq!(joined(&root, "sea", &member).unwrap(), "unix:///tide");
         assert_eq!(joined(&root, "sea", &of("sandbox", "tide")), None);
         state.remove().unwrap();
-        let error = sandbox(&member, root.path(), "sea").unwrap_err();
+        let error = sandbox(&member, root.path(), "sea", &containerd("one")).unwrap_err();
         assert!(error.to_string().contains("tide"), "{error}");
     }
 }

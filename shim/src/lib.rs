@@ -28,6 +28,7 @@ pub mod hooks;
 pub mod host_cgroup;
 pub mod idmap;
 pub mod info;
+pub mod instance;
 pub mod log_lines;
 pub mod memory;
 pub mod mount_points;

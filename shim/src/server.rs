@@ -18,6 +18,7 @@ use ttrpc::r#async::transport::Listener;
 
 use crate::actions;
 use crate::events::Events;
+use crate::instance::Instance;
 use crate::open_files;
 use crate::runtime::Runtime;
 use crate::socket;
@@ -51,10 +52,12 @@ async fn serve(flags: &Flags) -> anyhow::Result<()> {
     let address = std::env::var("TTRPC_ADDRESS").context("read TTRPC_ADDRESS")?;
     let (events, published) = Events::to_containerd(address, flags.namespace.clone());
     let shutdown = Arc::new(Notify::new());
+    let bundle = std::env::current_dir().context("find the bundle")?;
     let runtime = Runtime::new(
         &flags.namespace,
         &flags.id,
         &flags.socket,
+        Instance::new(&flags.address, &bundle),
         events,
         Arc::clone(&shutdown),
     );

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! processes      "PID START-TIME" of each process started for the sandbox, a line each
+//! address        where its shim listens
+//! containerd     the one that it is of: its address, and the folder of its bundles
 //! user           what hull-vmm runs as
 //! cgroup         the one that was made for the sandbox
 //! folders/       where the shim makes what things are mounted on
@@ -17,6 +19,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use crate::instance::{InUse, Instance};
 use crate::mount_points::{UnmountError, unmount_below};
 use crate::process_identity::ProcessIdentity;
 use crate::removal::remove_all;
@@ -147,6 +150,31 @@ impl StateDir {
     #[must_use]
     pub fn address(&self) -> Option<String> {
         fs::read_to_string(self.path.join("address")).ok()
+    }
+
+    /// Notes which containerd the sandbox is of.
+    ///
+    /// # Errors
+    /// When it cannot be noted.
+    pub fn note_instance(&self, instance: &Instance) -> Result<(), StateError> {
+        let path = self.path.join("containerd");
+        fs::write(&path, instance.to_string()).map_err(|source| StateError::Make { path, source })
+    }
+
+    /// Whether the sandbox is this containerd's, or nobody's: it is not there, or of an earlier Hull.
+    ///
+    /// # Errors
+    /// When it is another's.
+    pub fn check_is_of(&self, instance: &Instance) -> Result<(), InUse> {
+        let noted = fs::read_to_string(self.path.join("containerd")).ok();
+        let noted: Option<Instance> = noted.and_then(|noted| noted.parse().ok());
+        match noted.filter(|noted| !noted.is(instance)) {
+            None => Ok(()),
+            Some(other) => Err(InUse {
+                sandbox: self.name(),
+                address: other.address(),
+            }),
+        }
     }
 
     /// Notes that container `id` has joined the sandbox, so that its part is found after a crash: a

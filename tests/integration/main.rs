@@ -2,6 +2,8 @@
 //!
 //! Run them with `tests/integration/run`.
 
+/// A host with two containerds.
+mod containerds;
 /// Many lives, many processes.
 mod clock;
 mod endurance;

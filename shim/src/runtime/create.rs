@@ -140,8 +140,8 @@ impl Runtime {
         let state = self.state_of(&request.id, config)?;
         self.make_folder(&request.id, &state).await?;
         let cgroup_note = (account.cgroup.as_ref()).and_then(|cgroup| cgroup.note());
-        let noted = state
-            .note_address(&self.0.address)
+        let noted = (state.note_instance(&self.0.instance))
+            .and_then(|()| state.note_address(&self.0.address))
             .and_then(|()| cgroup_note.map_or(Ok(()), |cgroup| state.note_cgroup(cgroup)));
         let shared = async {
             noted.map_err(|e| TaskError::failed(&e))?;
@@ -229,7 +229,10 @@ impl Runtime {
             let is_anothers = left.address().is_some_and(|address| {
                 address.trim() != self.0.address && socket::is_served(&address)
             });
-            if !is_anothers {
+            if is_anothers {
+                let checked = left.check_is_of(&self.0.instance);
+                checked.map_err(|e| TaskError::failed(&e))?;
+            } else {
                 warn!(
                     "clean up what a shim has left in {}",
                     state.path().display()

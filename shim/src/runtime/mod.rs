@@ -38,6 +38,7 @@ use crate::bundle;
 use crate::container::{Process, State};
 use crate::error::{TaskError, chain};
 use crate::events::{Events, TaskEvent};
+use crate::instance::Instance;
 use crate::ports::Ports;
 use crate::stats;
 use crate::stdio::{self, Owner, Paths};
@@ -62,6 +63,8 @@ struct Core {
     id: String,
     /// Where this shim listens.
     address: String,
+    /// Whose it is.
+    instance: Instance,
     events: Events,
     shutdown: Arc<Notify>,
     /// Create and Delete hold it to their end.
@@ -83,13 +86,14 @@ pub struct Status {
 }
 
 impl Runtime {
-    /// A runtime without a container, for the shim of sandbox `id` that listens at `address`.
+    /// A runtime without a container, for the shim of sandbox `id` that listens at `address`, and is `instance`'s.
     /// `shutdown` is notified when the shim is to end.
     #[must_use]
     pub fn new(
         namespace: &str,
         id: &str,
         address: &str,
+        instance: Instance,
         events: Events,
         shutdown: Arc<Notify>,
     ) -> Self {
@@ -97,6 +101,7 @@ impl Runtime {
             namespace: namespace.to_owned(),
             id: id.to_owned(),
             address: address.to_owned(),
+            instance,
             events,
             shutdown,
             turn: Mutex::new(()),

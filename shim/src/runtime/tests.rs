@@ -26,6 +26,7 @@ use super::on_host::OnHost;
 use crate::container::{Container, LOST, Process, State};
 use crate::error::TaskError;
 use crate::events::{Events, TaskEvent};
+use crate::instance::Instance;
 use crate::port_forward::Bound;
 use crate::sandbox::Sandbox;
 use crate::state_dir::StateDir;
@@ -181,7 +182,16 @@ impl Fixture {
 
         let (events, published) = Events::kept();
         let shutdown = Arc::new(Notify::new());
-        let runtime = Runtime::new("default", ID, "unix:///tide", events, Arc::clone(&shutdown));
+        let containerd = Instance::new("/run/containerd/containerd.sock", directory.path());
+        let address = "unix:///tide";
+        let runtime = Runtime::new(
+            "default",
+            ID,
+            address,
+            containerd,
+            events,
+            Arc::clone(&shutdown),
+        );
         let request = CreateTaskRequest {
             id: ID.to_owned(),
             ..Default::default()
