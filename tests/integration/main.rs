@@ -2,10 +2,11 @@
 //!
 //! Run them with `tests/integration/run`.
 
+/// What time it is in a container.
+mod clock;
 /// A host with two containerds.
 mod containerds;
 /// Many lives, many processes.
-mod clock;
 mod endurance;
 /// What goes wrong before a container runs: one clear error, nothing left.
 mod errors;
