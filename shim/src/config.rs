@@ -156,6 +156,13 @@ pub enum ConfigError {
     },
 }
 
+impl ConfigError {
+    /// Whether there is just no file.
+    fn is_absence(&self) -> bool {
+        matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 impl Config {
     /// vCPUs of a machine.
     #[must_use]
@@ -171,12 +178,9 @@ impl Config {
     /// # Errors
     /// When there is a file and it is wrong, or the one that is named is not there.
     pub fn load() -> Result<Self, ConfigError> {
-        match Self::read(&path()) {
-            Err(ConfigError::Read { path, source })
-                if path == Path::new(PATH) && source.kind() == io::ErrorKind::NotFound =>
-            {
-                Ok(Self::default())
-            }
+        let path = path();
+        match Self::read(&path) {
+            Err(error) if error.is_absence() && path == Path::new(PATH) => Ok(Self::default()),
             read => read,
         }
     }
@@ -193,11 +197,7 @@ impl Config {
     /// # Errors
     /// When it is not there, or wrong.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        Self::parse(&text, path)
+        Self::parse(&text_of(path)?, path)
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
@@ -303,21 +303,20 @@ fn begun(place: Option<&Place>) -> String {
     place.map(Place::to_string).unwrap_or_default()
 }
 
-/// The file's text; empty where there is none.
 fn text_of(path: &Path) -> Result<String, ConfigError> {
-    match std::fs::read_to_string(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        read => read.map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        }),
-    }
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn state_to_clean_up(path: &Path) -> (PathBuf, Option<ConfigError>) {
     let text = match text_of(path) {
         Ok(text) => text,
-        Err(error) => return (Config::default().state, Some(error)),
+        Err(error) => {
+            let told = (!error.is_absence()).then_some(error);
+            return (Config::default().state, told);
+        }
     };
     match Config::parse(&text, path) {
         Ok(config) => (config.state, None),
